@@ -1,0 +1,1 @@
+"""SmolVLA and what we add: freezing, own numerics, inference (torch; no ROS)."""
