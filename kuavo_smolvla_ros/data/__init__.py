@@ -1,0 +1,1 @@
+"""Bags become LeRobot datasets, with a quality report (no ROS installation)."""
