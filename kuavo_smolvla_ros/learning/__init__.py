@@ -1,0 +1,1 @@
+"""The sequential curriculum: stages, replay, training, forgetting."""

@@ -1,0 +1,87 @@
+"""LeRobot data sets (v3) as task sources. The only module of this room that imports lerobot's data sets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lerobot.datasets.lerobot_dataset import LeRobotDataset, LeRobotDatasetMetadata
+
+from kuavo_smolvla_ros.learning.sources import (
+    ACTION,
+    IMAGES,
+    STATE,
+    DataError,
+    Facts,
+    TaskSource,
+    read_identity,
+)
+
+# Beginnings of names that are no hub id: nobody can be called "datasets" there.
+_FOLDERS = ("~", ".", "datasets/")
+
+
+def open_lerobot(task: str, name: str, chunk_size: int, video_backend: str | None = None) -> TaskSource:
+    """One data set by folder or hub id."""
+    folder = Path(name).expanduser()
+    root: Path | None = None
+    if folder.is_dir():
+        if not (folder / "meta" / "info.json").is_file():
+            raise DataError(
+                f"{folder} is no LeRobot data set (meta/info.json is missing); {task} needs one there"
+            )
+        root = folder.resolve()
+    elif folder.is_absolute() or name.startswith(_FOLDERS) or name.count("/") != 1:
+        raise DataError(
+            f"the data set of {task} is not at {name}; convert recordings to there "
+            "(training/convert_bags.py), or set data.root or task.datasets to where it is"
+        )
+    repo = root.name if root is not None else name
+    try:
+        meta = LeRobotDatasetMetadata(repo, root=root)
+        facts = facts_of(task, name, meta)
+        deltas = {ACTION: [step / meta.fps for step in range(chunk_size)]}
+        # Whole, never by episodes: frame numbers then mean the same in every stage.
+        dataset = LeRobotDataset(repo, root=root, delta_timestamps=deltas, video_backend=video_backend)
+    except (OSError, ValueError, KeyError) as fault:
+        reason = " ".join(str(fault).split())[:200]
+        raise DataError(
+            f"the data set {name} of {task} cannot be read ({type(fault).__name__}: {reason}); is it a "
+            "folder here, or a hub id that can be reached (HF_ENDPOINT)?"
+        ) from fault
+    lengths = [episode["length"] for episode in meta.episodes]
+    episodes = np.repeat(np.arange(len(lengths), dtype=np.int64), lengths)
+    return TaskSource(task, dataset, episodes, facts, meta.stats or {})
+
+
+def facts_of(task: str, name: str, meta: Any) -> Facts:
+    """What the data set's own description says."""
+    absent = [key for key in (STATE, ACTION) if key not in meta.features]
+    if absent:
+        raise DataError(f"the data set {name} of {task} has no {' and no '.join(absent)}")
+    cameras = {key.removeprefix(IMAGES): tuple(meta.features[key]["shape"][:2]) for key in meta.camera_keys}
+    if not cameras:
+        raise DataError(f"the data set {name} of {task} has no camera ({IMAGES}<name>)")
+    identity = read_identity(Path(meta.root))
+    return Facts(
+        float(meta.fps),
+        _names(meta.features[STATE], "state"),
+        _names(meta.features[ACTION], "action"),
+        cameras,
+        None if identity is None else str(identity["fingerprint"]),
+        {} if identity is None else _units(identity["identity"]),
+    )
+
+
+def _units(identity: Mapping[str, Any]) -> dict[str, str]:
+    return {name: unit for what in ("state", "action") for name, unit in identity[what]}
+
+
+def _names(feature: dict[str, Any], what: str) -> tuple[str, ...]:
+    names = feature.get("names")
+    if isinstance(names, dict):  # older data sets group them
+        names = [name for group in names.values() for name in group]
+    (width,) = feature["shape"]
+    return tuple(names) if names and len(names) == width else tuple(f"{what}_{i}" for i in range(width))

@@ -1,0 +1,76 @@
+"""The tasks' samples side by side, each with its own sentence, brought to one shape for a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset, default_collate
+
+from kuavo_smolvla_ros.learning.replay import ReplayDatasetManager
+from kuavo_smolvla_ros.learning.sampler import Draw
+from kuavo_smolvla_ros.learning.sources import ACTION, IMAGES, STATE, DataError, TaskSource
+from kuavo_smolvla_ros.learning.stage import TaskData
+from kuavo_smolvla_ros.policy.dimensions import ACTION_STEP_PADDING, mix_samples
+
+TASK_NUMBER = "task_number"  # of the curriculum, for counting and for losses per task
+FRAME = "frame"  # number in the task's data
+
+
+class MixedDataset(Dataset[dict[str, Any]]):
+    """Samples by `Draw`; a sample's sentence is its own task's, whatever its data set was recorded with."""
+
+    def __init__(self, tasks: Sequence[TaskData], sources: Sequence[TaskSource]) -> None:
+        if [task.name for task in tasks] != [source.name for source in sources]:
+            raise DataError(
+                f"tasks {', '.join(t.name for t in tasks)} do not match the data of "
+                f"{', '.join(s.name for s in sources)}"
+            )
+        self.tasks, self.sources = tuple(tasks), tuple(sources)
+        self.cameras = tuple(sources[0].facts.cameras)
+
+    @classmethod
+    def of_manager(cls, manager: ReplayDatasetManager) -> MixedDataset:
+        return cls(manager.stage.tasks, manager.sources)
+
+    def __len__(self) -> int:
+        return sum(len(source.frames) for source in self.sources)
+
+    def __getitem__(self, draw: Draw) -> dict[str, Any]:
+        task, source = self.tasks[draw.task], self.sources[draw.task]
+        sample = source.frames[draw.frame]
+        # Chosen by name: data sets carry further columns, and not all the same.
+        keys = (STATE, ACTION, ACTION_STEP_PADDING, *(IMAGES + camera for camera in self.cameras))
+        absent = [key for key in keys if key not in sample]
+        if absent:
+            raise DataError(f"frame {draw.frame} of {task.name} has no {', '.join(absent)}")
+        for key, width in source.facts.widths.items():
+            if sample[key].shape[-1] != width:
+                raise DataError(
+                    f"{key} of frame {draw.frame} of {task.name} is {sample[key].shape[-1]} wide, its data "
+                    f"set says {width}"
+                )
+        return {
+            **{key: sample[key] for key in keys},
+            "task": task.sentences[draw.sentence],
+            TASK_NUMBER: task.number,
+            FRAME: draw.frame,
+        }
+
+
+def collate(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One batch; vectors of different widths are padded and masked, sentences stay a list of texts."""
+    return default_collate(mix_samples(samples))
+
+
+def validation_draws(manager: ReplayDatasetManager, task: TaskData) -> list[Draw]:
+    """A task's validation frames with its instruction, always the same ones."""
+    index = manager.stage.task_names.index(task.name)
+    return [Draw(index, frame, 0) for frame in manager.validation_frames(task).tolist()]
+
+
+def count_tasks(batch: Mapping[str, Any]) -> dict[int, int]:
+    """Samples of each task number in a collated batch."""
+    numbers, counts = torch.unique(batch[TASK_NUMBER], return_counts=True)
+    return dict(zip(numbers.tolist(), counts.tolist(), strict=True))

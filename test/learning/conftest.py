@@ -1,0 +1,146 @@
+"""Small task data in memory, and stages made from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from kuavo_smolvla_ros.learning.schedule import Schedule
+from kuavo_smolvla_ros.learning.sources import Facts, TaskSource
+from kuavo_smolvla_ros.learning.stage import (
+    Initialisation,
+    Optimizer,
+    Stage,
+    TaskData,
+    Thresholds,
+    Training,
+    Validation,
+)
+
+CHUNK = 4
+CAMERAS = {"head_cam_h": (4, 6), "wrist_cam_l": (4, 6)}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@dataclass
+class MemoryFrames:
+    """Frames whose state carries the task's mark and the frame's number."""
+
+    mark: int
+    length: int
+    state_dim: int
+    action_dim: int
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not 0 <= index < self.length:
+            raise IndexError(index)
+        state = torch.zeros(self.state_dim)
+        state[0], state[1] = self.mark, index
+        return {
+            "observation.state": state,
+            "action": torch.full((CHUNK, self.action_dim), float(self.mark)),
+            "action_is_pad": torch.zeros(CHUNK, dtype=torch.bool),
+            **{f"observation.images.{name}": torch.zeros(3, *size) for name, size in CAMERAS.items()},
+            "task": "what the data set itself says",
+            f"a column only task {self.mark} has": torch.tensor(1),
+        }
+
+
+@pytest.fixture(scope="session")
+def make_source() -> Callable[..., TaskSource]:
+    def make(
+        number: int = 1,
+        lengths: tuple[int, ...] = (20,) * 10,
+        state_dim: int = 16,
+        action_dim: int = 16,
+        mean: float = 0.0,
+        std: float = 1.0,
+        **facts: Any,
+    ) -> TaskSource:
+        names = [f"joint_{i}" for i in range(max(state_dim, action_dim))]
+        stats = {
+            key: {
+                "mean": np.full(dim, mean),
+                "std": np.full(dim, std),
+                "min": np.full(dim, mean - 3 * std),
+                "max": np.full(dim, mean + 3 * std),
+            }
+            for key, dim in (("observation.state", state_dim), ("action", action_dim))
+        }
+        return TaskSource(
+            f"task{number}",
+            MemoryFrames(number, sum(lengths), state_dim, action_dim),
+            np.repeat(np.arange(len(lengths)), lengths),
+            Facts(
+                **{
+                    "fps": 10.0,
+                    "state_names": tuple(names[:state_dim]),
+                    "action_names": tuple(names[:action_dim]),
+                    "cameras": CAMERAS,
+                    **facts,
+                }
+            ),
+            stats,
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_task() -> Callable[..., TaskData]:
+    def make(number: int = 1, **fields: Any) -> TaskData:
+        return TaskData(
+            **{
+                "number": number,
+                "name": f"task{number}",
+                "description": f"what task {number} is",
+                "instruction": f"do task {number}",
+                "datasets": (f"datasets/task{number}",),
+                "held_out_share": 0.1,
+                **fields,
+            }
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_stage(make_task: Callable[..., TaskData]) -> Callable[..., Stage]:
+    """A stage by its shares (one per task so far, as texts), with any field replaced."""
+
+    def make(*shares: str, tasks: tuple[TaskData, ...] | None = None, **fields: Any) -> Stage:
+        shares = shares or ("1",)
+        training = {"epochs": 2, "effective_batch_size": 16, "seed": 3, **fields.pop("training", {})}
+        number = len(shares)
+        return Stage(
+            **{
+                "name": f"task{number}",
+                "tasks": tuple(make_task(i) for i in range(1, number + 1)) if tasks is None else tasks,
+                "shares": tuple(Fraction(share) for share in shares),
+                "init": Initialisation("scratch"),
+                "optimizer": Optimizer(5e-5, 5e-6, (0.9, 0.999), 1e-8, 5e-7, 1.0),
+                "schedule": Schedule(1500, 25_000, 1e-6),
+                "training": Training(**training),
+                "validation": Validation(2, 16, 2, 0),
+                "thresholds": Thresholds(0.5, 0.7, 0.8, 1.4, 1.6),
+                **fields,
+            }
+        )
+
+    return make

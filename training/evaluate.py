@@ -1,0 +1,164 @@
+#!/usr/bin/env python3
+"""How often a checkpoint does each task in the simulator, with confidence intervals.
+
+The same seeds mean the same episodes, so checkpoints can be compared pair by pair. Choose one on some seeds
+and report it on others (--first-seed): the best of several looks better on the same episodes than it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+PICTURE_HEIGHT, PICTURE_WIDTH = 480, 640  # the robot's own
+
+EPILOG = """example:
+  python training/evaluate.py outputs/train/smolvla_sequential/task4_sorting/best --episodes 50
+
+exit status: 0 evaluated, 1 the checkpoint is not for this robot or the simulator failed, 2 used wrongly
+"""
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("checkpoint", help="a checkpoint's folder, or a hub id")
+    parser.add_argument(
+        "--tasks", type=int, nargs="+", default=[1, 2, 3, 4], metavar="N", help="default all four"
+    )
+    parser.add_argument("--episodes", type=int, default=20, help="of each task (default 20)")
+    parser.add_argument("--first-seed", type=int, default=0, help="of the episodes (default 0)")
+    parser.add_argument("--level", default="easy", choices=("easy", "contest"))
+    parser.add_argument(
+        "--n-action-steps", type=int, help="executed of each chunk (default: the checkpoint's)"
+    )
+    parser.add_argument(
+        "--max-steps", type=int, help="end an episode after so many (default: the task's own)"
+    )
+    parser.add_argument("--device", default=None, help="default: the checkpoint's")
+    parser.add_argument("--workers", type=int, default=1, help="tasks evaluated at a time (default 1)")
+    parser.add_argument("--videos", type=Path, metavar="FOLDER", help="keep a video of each failure here")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all episodes as JSON")
+    args = parser.parse_args(argv)
+    if args.episodes < 1 or args.workers < 1:
+        parser.error("--episodes and --workers are at least 1")
+    return args
+
+
+def evaluate_task(args: argparse.Namespace, number: int) -> dict[str, Any]:
+    """All episodes of one task, in this process."""
+    from kuavo_smolvla_ros.errors import UserError
+    from kuavo_smolvla_ros.policy.runtime import PolicyRunner
+    from kuavo_smolvla_ros.robot.spec import load_spec
+    from kuavo_smolvla_ros.sim.cameras import sizes
+    from kuavo_smolvla_ros.sim.simulation import Simulation
+    from kuavo_smolvla_ros.sim.tasks import make_task
+
+    runner = PolicyRunner.load(args.checkpoint, device=args.device)
+    config = runner.policy.config
+    task = make_task(number, args.level)
+    names = load_spec("kuavo_mobile" if task.mobile else "kuavo_sim").action_names
+    if tuple(config.action_names[: len(names)]) != names:
+        raise UserError(
+            f"task {number} needs the actions {', '.join(names)}; {args.checkpoint} begins with "
+            f"{', '.join(config.action_names[: len(names)]) or 'actions without names'}"
+        )
+    executed = args.n_action_steps or config.n_action_steps
+    if executed > config.chunk_size:
+        raise UserError(f"--n-action-steps is {executed}, but a chunk has {config.chunk_size} steps")
+    sim = Simulation(task, sizes(PICTURE_HEIGHT, PICTURE_WIDTH))
+    seeds = range(args.first_seed, args.first_seed + args.episodes)
+    episodes = [run_episode(sim, runner, executed, seed, args) for seed in seeds]
+    sim.close()
+    return {"task": number, "name": task.name, "n_action_steps": executed, "episodes": episodes}
+
+
+def run_episode(sim: Any, runner: Any, executed: int, seed: int, args: argparse.Namespace) -> dict[str, Any]:
+    """One episode from its seed to success or the end of its time."""
+    import numpy as np
+
+    from kuavo_smolvla_ros.sim.command import action_limits
+    from kuavo_smolvla_ros.sim.film import Film
+    from kuavo_smolvla_ros.sim.kuavo import POLICY_PERIOD_S
+
+    lower, upper = action_limits(sim.task.mobile)
+    limit = round(sim.task.time_limit_s / POLICY_PERIOD_S)
+    limit = limit if args.max_steps is None else min(limit, args.max_steps)
+    sim.reset(seed)
+    video = None
+    if args.videos is not None:
+        args.videos.mkdir(parents=True, exist_ok=True)
+        video = args.videos / f"task{sim.task.number}_seed{seed}.mp4"
+    steps, score = 0, sim.score()
+    with nullcontext() if video is None else Film(video, sim) as film:
+        while not score.success and steps < limit:
+            # A seed of its own for each inference, so that an episode is the same again.
+            chunk = runner.chunk(sim.images(), sim.state(), sim.task.instruction, seed=seed * 10_000 + steps)
+            for action in chunk[: min(executed, limit - steps), : len(lower)]:
+                # Into the limits, as the robot's executor does.
+                sim.act(np.clip(action, lower, upper), None if film is None else film.shoot)
+                steps, score = steps + 1, sim.score()
+                if score.success:
+                    break
+    if video is not None and score.success:
+        video.unlink()
+    return {"seed": seed, "success": bool(score.success), "score": float(score.total), "steps": steps}
+
+
+def run(args: argparse.Namespace) -> int:
+    from kuavo_smolvla_ros.learning.metrics import wilson
+
+    if args.workers == 1:
+        results = [evaluate_task(args, number) for number in args.tasks]
+    else:
+        # Spawned, because neither OpenGL nor CUDA survives a fork.
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(args.workers, mp_context=context) as pool:
+            results = list(pool.map(evaluate_task, [args] * len(args.tasks), args.tasks))
+    for result in results:
+        good = sum(episode["success"] for episode in result["episodes"])
+        count = len(result["episodes"])
+        interval = wilson(good, count)
+        mean = sum(episode["score"] for episode in result["episodes"]) / count
+        result |= {
+            "successes": good,
+            "success": interval.share,
+            "interval_95": [interval.low, interval.high],
+            "mean_score": mean,
+        }
+        print(
+            f"task {result['task']} {result['name']}: {good} of {count} ({interval.share:.0%}, 95 % interval "
+            f"{interval.low:.0%} to {interval.high:.0%}), mean score {mean:.1f}, "
+            f"{result['n_action_steps']} of each chunk executed"
+        )
+    if args.json:
+        content = {"checkpoint": str(args.checkpoint), "level": args.level, "tasks": results}
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    from kuavo_smolvla_ros.errors import UsageError, UserError
+
+    args = parse(argv)
+    try:
+        return run(args)
+    except UsageError as error:
+        print(f"evaluate: {error}", file=sys.stderr)
+        return 2
+    except UserError as error:
+        print(f"evaluate: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
