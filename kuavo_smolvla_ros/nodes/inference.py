@@ -1,0 +1,199 @@
+"""Thinking in a thread of its own: one observation in, one chunk out, never two at a time."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from kuavo_smolvla_ros.control.chunk import ActionChunk
+from kuavo_smolvla_ros.nodes.chunk_message import uniform_times_ns
+from kuavo_smolvla_ros.nodes.instruction import Instruction
+from kuavo_smolvla_ros.nodes.observer import Decoded, Observer
+from kuavo_smolvla_ros.policy.rtc import delay_steps, remaining_chunk
+from kuavo_smolvla_ros.robot.messages import NS_PER_S
+from kuavo_smolvla_ros.robot.timeline import Observation
+
+LATENCIES_KEPT = 100
+HOLD_S = 10.0  # how long the arms wait at a chunk's end for the next one, where the policy works in turns
+
+
+class Runner(Protocol):
+    """The part of a policy that is asked here."""
+
+    def chunk(
+        self,
+        images: dict[str, np.ndarray],
+        state: np.ndarray,
+        instruction: str,
+        *,
+        prefix: np.ndarray | None = None,
+        delay: int = 0,
+        execution_horizon: int | None = None,
+        seed: int | None = None,
+    ) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class Question:
+    """What to think about. `epoch` changes with all that makes an answer useless before it is given."""
+
+    observation: Observation[bytes]
+    instruction: Instruction
+    epoch: int
+    previous: ActionChunk | None
+
+
+@dataclass(frozen=True)
+class Thought:
+    """What came of it: a chunk, or what went wrong. Latencies are in wall-clock seconds."""
+
+    question: Question
+    chunk: ActionChunk | None
+    seen: Decoded | None
+    error: Exception | None
+    decode_s: float
+    infer_s: float
+
+
+@dataclass(frozen=True)
+class Habits:
+    """How chunks are made from the policy's answers."""
+
+    names: tuple[str, ...]
+    fingerprint: str
+    fps: float
+    n_action_steps: int
+    realtime: bool
+    execution_horizon: int
+    now_ns: Callable[[], int]
+    """The robot's clock."""
+    time_factor: Callable[[], float]
+    """Seconds of the robot's clock per second of the wall: what turns a latency into steps."""
+    seed: int | None
+
+
+class Thinker:
+    """Owns the thread; `on_thought` is called in it."""
+
+    def __init__(
+        self, runner: Runner, observer: Observer, habits: Habits, on_thought: Callable[[Thought], None]
+    ) -> None:
+        self._runner = runner
+        self._observer = observer
+        self._habits = habits
+        self._on_thought = on_thought
+        self._question: Question | None = None
+        self._wake = threading.Condition()
+        self._ending = False
+        self._sequence = 0
+        self.latencies_s: deque[float] = deque(maxlen=LATENCIES_KEPT)
+        self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
+        self._thread.start()
+
+    @property
+    def busy(self) -> bool:
+        return self._question is not None
+
+    def ask(self, question: Question) -> None:
+        """Begin to think; only while not busy."""
+        with self._wake:
+            if self._question is not None:
+                raise RuntimeError("still thinking about the previous observation")
+            self._question = question
+            self._wake.notify()
+
+    def close(self, timeout_s: float = 5.0) -> bool:
+        """End the thread after the thought under way; False if it did not end in time."""
+        with self._wake:
+            self._ending = True
+            self._wake.notify()
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def expected_latency_s(self) -> float:
+        """What the next answer may take: the slowest of the last ten."""
+        return max(list(self.latencies_s)[-10:], default=0.0)
+
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                self._wake.wait_for(lambda: self._question is not None or self._ending)
+                if self._ending:
+                    return
+                question = self._question
+            assert question is not None
+            thought = self._think(question)
+            self._on_thought(thought)
+            self._question = None
+
+    def _think(self, question: Question) -> Thought:
+        started = time.monotonic()
+        seen: Decoded | None = None
+        decoded = started
+        try:
+            seen = self._observer.decode(question.observation)
+            decoded = time.monotonic()
+            chunk = self._chunk(question, seen)
+        except Exception as error:  # handed over: the node reports it and publishes nothing
+            return Thought(question, None, seen, error, decoded - started, time.monotonic() - decoded)
+        ended = time.monotonic()
+        self.latencies_s.append(ended - started)
+        return Thought(question, chunk, seen, None, decoded - started, ended - decoded)
+
+    def _chunk(self, question: Question, seen: Decoded) -> ActionChunk:
+        habits = self._habits
+        prefix, delay = self._prefix(question, seen)
+        # It must agree with what will be executed before it arrives, however short the policy's horizon.
+        horizon = max(habits.execution_horizon, delay) if prefix is not None else None
+        values = self._runner.chunk(
+            seen.images,
+            seen.state,
+            question.instruction.sentence,
+            prefix=prefix,
+            delay=delay,
+            execution_horizon=horizon,
+            seed=habits.seed,
+        ).astype(np.float64)
+        times_ns = uniform_times_ns(len(values), habits.fps)
+        if not habits.realtime:
+            values, times_ns = self._in_turns(values, times_ns, seen)
+        self._sequence += 1
+        return ActionChunk(
+            stamp_ns=seen.t_ns,
+            times_ns=times_ns,
+            names=habits.names,
+            values=values,
+            task=question.instruction.task,
+            sequence=self._sequence,
+            fingerprint=habits.fingerprint,
+        )
+
+    def _in_turns(
+        self, values: np.ndarray, times_ns: np.ndarray, seen: Decoded
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The first steps only, from now on rather than from the observation on, and the last one held.
+
+        Nothing was executed while the policy was thinking, so nothing of its answer is past.
+        """
+        count = min(self._habits.n_action_steps, len(values))
+        values = np.concatenate([values[:count], values[count - 1 : count]])
+        late_ns = max(0, self._habits.now_ns() - seen.t_ns)
+        times_ns = late_ns + np.append(times_ns[:count], times_ns[count - 1] + round(HOLD_S * NS_PER_S))
+        return values, times_ns
+
+    def _prefix(self, question: Question, seen: Decoded) -> tuple[np.ndarray | None, int]:
+        """The rest of the previous chunk from this observation on, and how much of it will be past."""
+        habits, previous = self._habits, question.previous
+        if not habits.realtime or previous is None:
+            return None, 0
+        rest = remaining_chunk(previous.values, previous.stamp_ns, seen.t_ns, habits.fps)
+        if rest is None:
+            return None, 0
+        latency_s = self.expected_latency_s() * habits.time_factor()
+        return rest, min(delay_steps(latency_s, habits.fps), len(rest))

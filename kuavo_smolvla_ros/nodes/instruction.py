@@ -1,0 +1,49 @@
+"""Which sentence the policy is given: a sentence, or the name of a task that has one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+UNKNOWN_CHOICES = ("accept", "warn", "refuse")
+FREE_TASK = "free"
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """A sentence, and the task it belongs to (`free` for a sentence of the operator's own)."""
+
+    sentence: str
+    task: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What becomes of a request: an instruction (perhaps with a warning), or none and why."""
+
+    instruction: Instruction | None
+    remark: str = ""
+
+
+def resolve(text: str, known: Mapping[str, str], on_unknown: str) -> Verdict:
+    """Find the instruction meant by `text` among the tasks `known` (name to sentence)."""
+    wanted = " ".join(text.split())
+    if not wanted:
+        return Verdict(None, "the instruction is empty")
+    if wanted in known:
+        return Verdict(Instruction(known[wanted], wanted))
+    for task, sentence in known.items():
+        if _same(wanted, sentence):
+            return Verdict(Instruction(sentence, task))
+    tasks = ", ".join(known) or "none known"
+    remark = f"'{wanted}' is none of the instructions the policy was trained on ({tasks})"
+    if on_unknown == "refuse":
+        return Verdict(None, remark)
+    return Verdict(Instruction(wanted, FREE_TASK), remark if on_unknown == "warn" else "")
+
+
+def _same(a: str, b: str) -> bool:
+    def plain(text: str) -> str:
+        return " ".join(text.lower().rstrip(". ").split())
+
+    return plain(a) == plain(b)

@@ -1,0 +1,97 @@
+"""What the robot sees now: messages taken as bytes, ordered by their own stamps, decoded only when used."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from rclpy.serialization import deserialize_message
+
+from kuavo_smolvla_ros.errors import UserError
+from kuavo_smolvla_ros.nodes.ears import Ears
+from kuavo_smolvla_ros.robot.description import RobotSpec
+from kuavo_smolvla_ros.robot.fields import MessageError
+from kuavo_smolvla_ros.robot.images import decode_image
+from kuavo_smolvla_ros.robot.serialized import peek_stamp_ns, serialized_digest, starts_with_header
+from kuavo_smolvla_ros.robot.timeline import NoObservation, Observation, Timeline
+from kuavo_smolvla_ros.robot.vectors import decode_state
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """An observation as the policy takes it."""
+
+    t_ns: int
+    state: np.ndarray
+    images: dict[str, np.ndarray]
+    newest_image_ns: int
+
+
+class Observer:
+    """Feeds a timeline from a robot's inputs. `listen` and `latest` belong to one thread, `decode` to any."""
+
+    def __init__(self, spec: RobotSpec, ears: Ears, frozen_after_s: float | None) -> None:
+        self.spec = spec
+        self._ears = ears
+        self._timeline: Timeline[bytes] = Timeline.for_inputs(spec, max_frozen_s=frozen_after_s)
+        self._pictures = {camera.stream for camera in spec.cameras.values()} if frozen_after_s else set()
+        for name, stream in spec.inputs.items():
+            if stream.stamp == "header" and not starts_with_header(ears.types[name]()):
+                raise UserError(
+                    f"stream '{name}': {stream.type} does not begin with a header; use stamp: receive"
+                )
+        self.bad: dict[str, str] = {}
+
+    def listen(self, now_ns: int) -> None:
+        """Take in all that arrived. A message without a readable stamp is noted and left out."""
+        for heard in self._ears.drain():
+            try:
+                receive = self.spec.streams[heard.stream].stamp == "receive"
+                stamp_ns = now_ns if receive else peek_stamp_ns(heard.data)
+            except MessageError as error:
+                self.bad[heard.stream] = str(error)
+                continue
+            digest = serialized_digest(heard.data) if heard.stream in self._pictures else None
+            self._timeline.push(heard.stream, stamp_ns, heard.data, digest, now_ns)
+
+    def latest(self, now_ns: int) -> Observation[bytes] | NoObservation:
+        """The newest observation that later arrivals cannot change, or why there is none."""
+        return self._timeline.latest(now_ns)
+
+    def forget(self) -> None:
+        """Start anew, as after the clock was set."""
+        self._timeline.clear()
+
+    @property
+    def newest_ns(self) -> dict[str, int | None]:
+        return {name: buffer.newest_ns for name, buffer in self._timeline.buffers.items()}
+
+    @property
+    def arrivals(self) -> dict[str, dict[str, int]]:
+        """Per stream, how many messages were taken in and what became of them."""
+        return {
+            name: {arrival.value: count for arrival, count in buffer.counts.items()}
+            for name, buffer in self._timeline.buffers.items()
+        }
+
+    def decode(self, observation: Observation[bytes]) -> Decoded:
+        """Bytes to vectors and pictures; a broken message is an error that names stream and fault."""
+        messages: dict[str, Any] = {}
+        for name, sample in observation.samples.items():
+            try:
+                messages[name] = deserialize_message(sample.item, self._ears.types[name])
+            except Exception as error:  # the middleware raises its own for bytes it cannot read
+                raise MessageError(f"stream '{name}': {error}") from None
+        images = {}
+        for role, camera in self.spec.cameras.items():
+            try:
+                images[role] = decode_image(messages[camera.stream])
+            except UserError as error:
+                raise MessageError(f"camera '{role}': {error}") from None
+        return Decoded(
+            t_ns=observation.t_ns,
+            state=decode_state(self.spec, messages),
+            images=images,
+            newest_image_ns=max(observation.samples[c.stream].stamp_ns for c in self.spec.cameras.values()),
+        )
