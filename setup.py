@@ -33,7 +33,7 @@ distribution = setuptools.setup(
         ("share/ament_index/resource_index/packages", [f"resource/{PACKAGE}"]),
         (SHARE, ["package.xml"]),
         *shipped("launch", "*.launch.py", "*.rviz"),
-        *shipped("config", "*.yaml", "*.xml"),
+        *shipped("config", "*.yaml", "*.xml", "*.sdf"),
     ],
 )
 # colcon prints the distribution and reads it back as a Python literal, which a SpecifierSet is not.

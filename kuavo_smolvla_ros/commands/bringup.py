@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,8 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from kuavo_smolvla_ros.errors import UsageError
+from kuavo_smolvla_ros.errors import UsageError, UserError
+from kuavo_smolvla_ros.paths import PACKAGE
 
 if TYPE_CHECKING:
     from kuavo_smolvla_ros.nodes.bringup import Process
@@ -31,7 +33,7 @@ POLL_S = 0.1
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
-    parser.add_argument("what", help="policy, sim or record")
+    parser.add_argument("what", help="policy, sim, gazebo or record")
     parser.add_argument("arguments", nargs="*", metavar="NAME:=VALUE", help="arguments, as for ros2 launch")
     parser.add_argument("--show-args", action="store_true", help="list the arguments and end")
 
@@ -65,7 +67,13 @@ def _pair(text: str) -> tuple[str, str]:
 
 def command_line(process: Process) -> list[str]:
     """How a node is started by hand."""
-    line = [sys.executable, "-m", process.module, "--ros-args", "-r", f"__node:={process.name}"]
+    if process.command:
+        return list(process.command)
+    if process.package == PACKAGE:
+        line = [sys.executable, "-m", process.module]
+    else:  # of another package, which only a ROS installation can have
+        line = ["ros2", "run", process.package, process.executable]
+    line += ["--ros-args", "-r", f"__node:={process.name}"]
     if process.namespace:
         line += ["-r", f"__ns:=/{process.namespace.strip('/')}"]
     for name, value in process.parameters.items():
@@ -107,9 +115,14 @@ class Crew:
         return 1 if code else 0
 
     def _start(self, plan: Process) -> None:
+        line = command_line(plan)
+        if shutil.which(line[0]) is None:
+            raise UserError(
+                f"{plan.name}: there is no program '{line[0]}'; install it, or source what has it"
+            )
         # A group of their own, so that Ctrl-C reaches them once, from here, and in order.
         child = subprocess.Popen(
-            command_line(plan),
+            line,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kuavo_smolvla_ros.errors import UsageError
+from kuavo_smolvla_ros.paths import PACKAGE, config_dir
 
 
 @dataclass(frozen=True)
@@ -40,12 +41,14 @@ class Argument:
 
 @dataclass(frozen=True)
 class Process:
-    """One node in a process of its own."""
+    """One node in a process of its own; with `command`, another program that is no node."""
 
     name: str
-    executable: str
+    executable: str = ""
     parameters: Mapping[str, Any] = field(default_factory=dict)
     namespace: str = ""
+    package: str = PACKAGE
+    command: tuple[str, ...] = ()
 
     @property
     def module(self) -> str:
@@ -101,6 +104,12 @@ RECORD_ARGUMENTS = (
     Argument("min_free_gb", 2.0, "GB left free on that disk"),
 )
 
+GAZEBO_ARGUMENTS = (
+    Argument("world", "", "world to simulate (SDF); empty: the shipped one"),
+    Argument("bridge", "", "topics for ros_gz_bridge (YAML); empty: the shipped list, for kuavo_gazebo"),
+    Argument("headless", False, "no window"),
+)
+
 
 def _policy(values: Mapping[str, Any]) -> tuple[Process, ...]:
     common = {"robot": values["robot"], "use_sim_time": values["use_sim_time"]}
@@ -120,6 +129,20 @@ def _sim(values: Mapping[str, Any]) -> tuple[Process, ...]:
     if not values["checkpoint"]:
         return (simulator,)
     return (simulator, *_policy({**values, "use_sim_time": True}))
+
+
+def _gazebo(values: Mapping[str, Any]) -> tuple[Process, ...]:
+    folder = config_dir() / "gazebo"
+    world = values["world"] or str(folder / "kuavo.sdf")
+    topics = {"config_file": values["bridge"] or str(folder / "bridge.yaml")}
+    options = ("-r", "-s") if values["headless"] else ("-r",)
+    gazebo = (
+        Process("gazebo", command=("gz", "sim", *options, world)),
+        Process("gazebo_bridge", "parameter_bridge", topics, package="ros_gz_bridge"),
+    )
+    if not values["checkpoint"]:
+        return gazebo
+    return (*gazebo, *_policy({**values, "use_sim_time": True}))
 
 
 def _record(values: Mapping[str, Any]) -> tuple[Process, ...]:
@@ -148,6 +171,17 @@ BRINGUPS = {
                 NAMESPACE,
             ),
             _sim,
+        ),
+        Bringup(
+            "gazebo",
+            "the Kuavo in a Gazebo world; with a checkpoint, policy and executor too",
+            (
+                Argument("robot", "kuavo_gazebo", "robot description whose topics the bridge carries"),
+                *GAZEBO_ARGUMENTS,
+                *POLICY_ARGUMENTS,
+                NAMESPACE,
+            ),
+            _gazebo,
         ),
         Bringup(
             "record",

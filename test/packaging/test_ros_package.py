@@ -67,7 +67,8 @@ def test_ament_index_finds_it(prefix: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_every_configuration_file_is_installed(prefix: Path) -> None:
     share = prefix / "share" / PACKAGE
-    wanted = {p.relative_to(ROOT) for p in (ROOT / "config").rglob("*") if p.suffix in (".yaml", ".xml")}
+    shipped = (".yaml", ".xml", ".sdf")
+    wanted = {p.relative_to(ROOT) for p in (ROOT / "config").rglob("*") if p.suffix in shipped}
     installed = {p.relative_to(share) for p in (share / "config").rglob("*") if p.is_file()}
     assert installed == wanted
     assert len(wanted) > 3

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from rclpy.serialization import serialize_message
 from rosbags.typesys import Stores, get_typestore
 from sensor_msgs.msg import JointState
+from std_msgs.msg import Float64
 
 from kuavo_smolvla_ros.robot.cdr import deserialize
 from kuavo_smolvla_ros.robot.fields import MessageError
@@ -28,7 +29,11 @@ from kuavo_smolvla_ros.robot.vectors import (
     encode_state,
 )
 
-TYPES = {"sensor_msgs/msg/JointState": JointState, "geometry_msgs/msg/Twist": Twist}
+TYPES = {
+    "sensor_msgs/msg/JointState": JointState,
+    "geometry_msgs/msg/Twist": Twist,
+    "std_msgs/msg/Float64": Float64,
+}
 STANDARD = [n for n in spec_names() if not n.endswith("_bag")]
 ROSBAGS = get_typestore(Stores.ROS2_JAZZY)
 
