@@ -13,6 +13,8 @@ UPGRADE ?=
 BIN := $(VENV)/bin
 BOOTSTRAP := $(PYTHON) tools/bootstrap.py --venv "$(VENV)" --extras "$(EXTRAS)" --torch-index "$(TORCH_INDEX)"
 FAST := not slow and not gpu
+# Real processes and DDS against the clock: one after the other, with the machine to themselves.
+LIVE := test/nodes test/packaging/test_dds.py test/commands/test_check.py
 PINNED_PYTHONS := 3.10 3.11 3.12
 PIN_TOOLS := build/pins
 
@@ -31,7 +33,8 @@ demo: setup ## the shortest look at what runs
 	@$(BIN)/kuavo-smolvla demo
 
 test: setup ## all fast tests, with coverage
-	@$(BIN)/python -m pytest -m "$(FAST)" --cov --cov-report=term:skip-covered
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "$(FAST)" -n 2 --dist loadfile $(LIVE:%=--ignore=%) --cov --cov-report=
+	@$(BIN)/python -m pytest -m "$(FAST)" $(LIVE) --cov --cov-append --cov-report=term:skip-covered
 
 test-all: setup ## every test this machine can run
 	@$(BIN)/python -m pytest
