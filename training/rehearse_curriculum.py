@@ -36,6 +36,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--log-steps", type=int, default=10, help="steps between rows of the log (default 10)"
     )
+    parser.add_argument("--lora", type=int, metavar="RANK", help="train adapters of this rank in every stage")
     parser.add_argument("--workers", type=int, default=0, help="loader processes (default 0)")
     return parser.parse_args(argv)
 
@@ -48,9 +49,13 @@ def run(args: argparse.Namespace) -> int:
         run_stages,
     )
     from kuavo_smolvla_ros.learning.interruption import interruptible
+    from kuavo_smolvla_ros.learning.stage import Adapter
     from kuavo_smolvla_ros.learning.synthetic import conflicting_tasks, synthetic_curriculum, synthetic_run
 
     curriculum = synthetic_curriculum(args.epochs)
+    if args.lora is not None:
+        adapter = Adapter(args.lora, 2.0 * args.lora, ("q_proj", "v_proj"), dropout=0.1, lr=1e-2)
+        curriculum = tuple(dataclasses.replace(stage, adapter=adapter) for stage in curriculum)
     sources = conflicting_tasks([stage.name for stage in curriculum])
     settings = synthetic_run(
         args.output,

@@ -26,10 +26,15 @@ class ResultWeights:
         self._start: dict[str, Tensor] | None = None
 
     def start_from(self, start: Mapping[str, Tensor]) -> None:
-        """What `previous_share` refers to: the weights this stage was initialised with."""
+        """What `previous_share` refers to: the weights this stage was initialised with.
+
+        A trained parameter that is not among them stays as trained.
+        """
         if self._share:
             self._start = {
-                name: start[name].to(parameter.device, copy=True) for name, parameter in self._trained.items()
+                name: start[name].to(parameter.device, copy=True)
+                for name, parameter in self._trained.items()
+                if name in start
             }
 
     @torch.no_grad()
@@ -59,7 +64,7 @@ class ResultWeights:
                 for name, parameter in self._trained.items():
                     if self.average is not None:
                         parameter.copy_(self.average[name])
-                    if self._start is not None:
+                    if self._start is not None and name in self._start:
                         parameter.lerp_(self._start[name], self._share)
             yield
         finally:

@@ -150,11 +150,6 @@ def make_accelerator(stages: Sequence[Stage], run: RunSettings) -> Any:
     """Accelerate for these stages on the devices the launcher gives."""
     from accelerate import Accelerator
 
-    for stage in stages:
-        if stage.adapter is not None:
-            raise UsageError(
-                f"{stage.name} asks for an adapter; adapters are not supported yet, set adapter=null"
-            )
     if run.push_to_hub is not None:
         raise UsageError("run.push_to_hub is not supported yet; upload the folder `best` with `hf upload`")
     precisions = {stage.training.precision for stage in stages}

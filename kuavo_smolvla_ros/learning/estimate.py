@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from kuavo_smolvla_ros.learning.adapters import add_adapter
 from kuavo_smolvla_ros.learning.outputs import read_rows
 from kuavo_smolvla_ros.learning.replay import ReplayDatasetManager
 from kuavo_smolvla_ros.learning.settings import RunSettings
-from kuavo_smolvla_ros.learning.stage import Stage
+from kuavo_smolvla_ros.learning.stage import Adapter, Stage
 from kuavo_smolvla_ros.policy.build import empty_network, ensure_architecture
 from kuavo_smolvla_ros.policy.configuration_kuavo_smolvla import KuavoSmolVLAConfig
 from kuavo_smolvla_ros.policy.freezing import FreezePlan, count_parameters, format_table, plan_freezing
@@ -23,7 +25,9 @@ LIBRARIES_BYTES = 1 * GIB  # what driver and libraries take beside the tensors
 USABLE = 0.95  # of the rest: allocators leave holes
 
 
-def step_memory(config: KuavoSmolVLAConfig, plan: FreezePlan, batch: int, bfloat16: bool) -> StepMemory:
+def step_memory(
+    config: KuavoSmolVLAConfig, plan: FreezePlan, batch: int, bfloat16: bool, adapter: Adapter | None = None
+) -> StepMemory:
     """What one device needs for this many samples at a time."""
     sizes = StepSizes(
         batch=batch,
@@ -34,24 +38,35 @@ def step_memory(config: KuavoSmolVLAConfig, plan: FreezePlan, batch: int, bfloat
         action_dim=config.max_action_dim,
         bfloat16=bfloat16,
     )
-    return estimate_step(ensure_architecture(config), plan, sizes)
+    adapt = None if adapter is None else partial(add_adapter, plan=plan, adapter=adapter)
+    return estimate_step(ensure_architecture(config), plan, sizes, adapt)
 
 
 def fitting_batch(
-    config: KuavoSmolVLAConfig, plan: FreezePlan, batch: int, device: torch.device
+    config: KuavoSmolVLAConfig,
+    plan: FreezePlan,
+    batch: int,
+    device: torch.device,
+    adapter: Adapter | None = None,
 ) -> int | None:
     """The largest divisor of `batch`, smaller than it, that fits the device's memory; None: not even one."""
     if device.type != "cuda":
         return next((size for size in range(batch - 1, 0, -1) if batch % size == 0), None)
     total = torch.cuda.get_device_properties(device).total_memory
-    return fitting_divisor(config, plan, batch, (total - LIBRARIES_BYTES) * USABLE)
+    return fitting_divisor(config, plan, batch, (total - LIBRARIES_BYTES) * USABLE, adapter)
 
 
-def fitting_divisor(config: KuavoSmolVLAConfig, plan: FreezePlan, batch: int, available: float) -> int | None:
+def fitting_divisor(
+    config: KuavoSmolVLAConfig,
+    plan: FreezePlan,
+    batch: int,
+    available: float,
+    adapter: Adapter | None = None,
+) -> int | None:
     """The largest proper divisor of `batch` whose step needs no more than `available` bytes."""
     bfloat16 = config.compute_dtype != "float32"
     for size in range(batch - 1, 0, -1):
-        if batch % size == 0 and step_memory(config, plan, size, bfloat16).peak <= available:
+        if batch % size == 0 and step_memory(config, plan, size, bfloat16, adapter).peak <= available:
             return size
     return None
 
@@ -90,9 +105,17 @@ def stage_plan(
             f"frames, "
             f"{seen.passes:.1f} passes; {len(split.held_out_episodes)} episodes held out"
         )
-    plan, counts = freezing_of(config)
+    plan, counts = freezing_of(config, stage.adapter)
     yield from (f"  {line}" for line in format_table(plan, counts).splitlines())
-    memory = step_memory(config, plan, layout.per_device, stage.training.precision == "bf16")
+    if stage.adapter is not None:
+        rate = stage.optimizer.lr if stage.adapter.lr is None else stage.adapter.lr
+        yield (
+            f"  LoRA of rank {stage.adapter.rank} at {rate:g} beside "
+            f"{', '.join(stage.adapter.target_modules)}; "
+            f"{', '.join(stage.adapter.full) or 'nothing'} in full at {stage.optimizer.lr:g}"
+        )
+    bfloat16 = stage.training.precision == "bf16"
+    memory = step_memory(config, plan, layout.per_device, bfloat16, stage.adapter)
     yield f"  memory per device, {layout.per_device} at a time: {memory.peak / GIB:.1f} GiB and libraries"
     rate, where = measured_rate(run.root) or (
         PUBLISHED_SAMPLES_PER_S * devices,
@@ -102,10 +125,14 @@ def stage_plan(
     yield f"  about {duration(steps * layout.total / rate)} of training ({where})"
 
 
-def freezing_of(config: KuavoSmolVLAConfig) -> tuple[FreezePlan, tuple[Any, ...]]:
+def freezing_of(
+    config: KuavoSmolVLAConfig, adapter: Adapter | None = None
+) -> tuple[FreezePlan, tuple[Any, ...]]:
     """What trains of a network that is not built."""
     network = empty_network(config)
     plan = plan_freezing(config.freezing, len(network.vision.encoder.layers))
+    if adapter is not None:
+        add_adapter(network, plan, adapter)
     return plan, count_parameters(network, plan)
 
 

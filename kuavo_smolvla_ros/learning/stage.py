@@ -199,16 +199,28 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class Adapter:
-    """LoRA in place of full training of the chosen modules."""
+    """LoRA in place of full training: what the freezing lets train is held, small ones train beside."""
 
     rank: int
-    alpha: float
-    dropout: float
-    target_modules: tuple[str, ...]
+    alpha: float  # the matrices' product counts alpha / rank times
+    target_modules: tuple[str, ...]  # linear layers by the last part of their name
+    dropout: float = 0.0
+    lr: float | None = None  # of the matrices; None: optimizer.lr. Vision keeps its ratio to it
+    full: tuple[str, ...] = ("action_heads", "state_proj")  # parts (docs/freezing.md) that train as a whole
+    kind: Literal["lora"] = "lora"
 
     def __post_init__(self) -> None:
         if self.rank < 1 or not self.target_modules:
             raise StageError("an adapter needs a rank of at least 1 and target_modules")
+        if not self.alpha > 0 or not 0 <= self.dropout < 1:
+            raise StageError(
+                f"adapter.alpha is {self.alpha} and adapter.dropout {self.dropout}; alpha is above 0, "
+                "dropout at least 0 and below 1"
+            )
+        if self.lr is not None and not self.lr > 0:
+            raise StageError(f"adapter.lr is {self.lr}; it must be positive, or null for optimizer.lr")
+        if self.kind != "lora":
+            raise StageError(f"adapter.kind is {self.kind!r}; there is only lora")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from kuavo_smolvla_ros.errors import UserError
+from kuavo_smolvla_ros.learning.adapters import add_adapter, restore_adapter
 from kuavo_smolvla_ros.learning.chance import key_of
+from kuavo_smolvla_ros.learning.checkpointing import STATE_FOLDER
 from kuavo_smolvla_ros.learning.drift import stage_statistics
 from kuavo_smolvla_ros.learning.replay import ReplayDatasetManager
 from kuavo_smolvla_ros.learning.sources import Facts
@@ -120,7 +122,10 @@ def begin_policy(
             inherited = read_statistics(folder)
     statistics = stage_statistics(manager.sources, inherited, config.std_floor)
     torch.manual_seed(key_of("weights", stage.training.seed) % 2**63)
-    return KuavoSmolVLAPolicy(config, statistics=statistics), inherited
+    policy = KuavoSmolVLAPolicy(config, statistics=statistics)
+    if stage.adapter is not None:
+        add_adapter(policy.model, policy.freezing, stage.adapter)
+    return policy, inherited
 
 
 def resume_policy(last: Path, manager: ReplayDatasetManager, device: str) -> KuavoSmolVLAPolicy:
@@ -131,6 +136,10 @@ def resume_policy(last: Path, manager: ReplayDatasetManager, device: str) -> Kua
         raise StageError(
             f"{last} lacks statistics of some of the stage's dimensions; begin the stage anew (restart)"
         )
+    if manager.stage.adapter is not None:
+        add_adapter(policy.model, policy.freezing, manager.stage.adapter)
+        restore_adapter(last / STATE_FOLDER, policy.model)
+        policy.to(policy.config.device)
     return policy
 
 

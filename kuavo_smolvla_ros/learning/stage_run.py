@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import nn
 
+from kuavo_smolvla_ros.learning.adapters import start_of
 from kuavo_smolvla_ros.learning.card import write_card
 from kuavo_smolvla_ros.learning.checkpointing import (
     EARLIER,
@@ -122,11 +123,13 @@ def run_stage(
         judge=judged,
         write_card=lambda place, now: write_card(place, stage, now, manager),
         interruption=interruption,
-        fitting_batch=lambda size: fitting_batch(policy.config, freezing, size, accelerator.device),
+        fitting_batch=lambda size: fitting_batch(
+            policy.config, freezing, size, accelerator.device, stage.adapter
+        ),
     )
     trainer = StageTrainer(policy, manager, preprocess, run, folder, progress, tools)
     if stage.training.interpolate_previous:
-        trainer.result.start_from(start_weights(stage, source))
+        trainer.result.start_from(start_of(trainer.trained, start_weights(stage, source)))
     if not progress.step:
         counts = count_parameters(policy.model, freezing)
         log.write(

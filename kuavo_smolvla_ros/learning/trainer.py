@@ -13,8 +13,10 @@ import torch
 from tqdm import tqdm
 
 from kuavo_smolvla_ros.errors import UserError
+from kuavo_smolvla_ros.learning.adapters import merged, with_adapter_rates, write_adapter
 from kuavo_smolvla_ros.learning.averaging import ResultWeights
 from kuavo_smolvla_ros.learning.checkpointing import (
+    STATE_FOLDER,
     Progress,
     is_low,
     optimizer_tensors,
@@ -81,7 +83,8 @@ class StageTrainer:
         self._numbers = torch.tensor([task.number for task in self.stage.tasks])
 
         settings = self.stage.optimizer
-        groups = [{**group, "peak_lr": group["lr"]} for group in policy.get_optim_params()]
+        groups = with_adapter_rates(policy.get_optim_params(), self.stage)
+        groups = [{**group, "peak_lr": group["lr"]} for group in groups]
         optimizer = torch.optim.AdamW(
             groups, betas=settings.betas, eps=settings.eps, weight_decay=settings.weight_decay
         )
@@ -254,7 +257,7 @@ class StageTrainer:
 
     def _validate(self) -> None:
         """All tasks seen so far; the best result so far becomes the `best` folder."""
-        with self.result.in_place():
+        with self.result.in_place(), merged(self.policy.model):
             results = self.validator(self.policy)
             mean = sum(result.loss for result in results.values()) / len(results)
             tasks = {str(number): asdict(result) for number, result in results.items()}
@@ -278,7 +281,8 @@ class StageTrainer:
         if self.accelerator.is_main_process:
             require_space(self.folder, self._weights_bytes())
             with atomic_folder(self.folder / name) as fresh:
-                self.policy.save_pretrained(fresh)
+                with merged(self.policy.model):
+                    self.policy.save_pretrained(fresh)
                 self.tools.write_card(fresh, self.progress)
             self.tools.log.write("checkpoint", self.progress.step, folder=name)
         self.accelerator.wait_for_everyone()
@@ -292,9 +296,12 @@ class StageTrainer:
             moments = optimizer_tensors(self.optimizer.optimizer, self._names)
             require_space(self.folder, self._weights_bytes() + sum(t.nbytes for t in moments.values()))
             fresh = self.folder / f".{LAST}.new.{self.progress.step}"
-            self.policy.save_pretrained(fresh)
+            with merged(self.policy.model):
+                self.policy.save_pretrained(fresh)
             self.tools.write_card(fresh, self.progress)
             write_state(fresh, self.progress, moments, self.result.average)
+            if self.stage.adapter is not None:
+                write_adapter(fresh / STATE_FOLDER, self.policy.model)
             replace_last(self.folder, fresh, self.run.keep_last)
             if not done and is_low(self.folder, self.run.min_free_gib):
                 raise TrainingError(

@@ -94,6 +94,7 @@ class KuavoSmolVLAConfig(PreTrainedConfig):
     freeze_vision_encoder: bool = True
     train_expert_only: bool = True
     train_state_proj: bool = True
+    train_language_model: bool = True  # false: frozen, while vision layers and the connector may train
 
     optimizer_lr: float = 5e-5
     optimizer_vision_lr: float = 5e-6
@@ -148,6 +149,7 @@ class KuavoSmolVLAConfig(PreTrainedConfig):
             freeze_vision_encoder=self.freeze_vision_encoder,
             train_expert_only=self.train_expert_only,
             train_state_proj=self.train_state_proj,
+            train_language_model=self.train_language_model,
             on_conflict=self.freeze_on_conflict,
         )
 

@@ -31,7 +31,7 @@ RULES: Mapping[str, str] = {
     VISION_LAYERS: "as chosen",
     VISION_POST_NORM: "trains with the last layer, which feeds it",
     CONNECTOR: "trains unless train_expert_only",
-    TEXT_MODEL: "trains unless train_expert_only",
+    TEXT_MODEL: "trains unless train_expert_only, or train_language_model is false",
     TEXT_UNUSED: "never: last layer after keys and values, final norm; unused",
     LM_HEAD: "never: unused",
     STATE_PROJ: "trains with train_state_proj",
@@ -59,6 +59,7 @@ class FreezeSettings:
     freeze_vision_encoder: bool = True
     train_expert_only: bool = False
     train_state_proj: bool = True
+    train_language_model: bool = True
     preset: str | None = None
     on_conflict: str = "error"
 
@@ -66,7 +67,12 @@ class FreezeSettings:
         for name in WAYS[:2]:
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, _as_indices(name, getattr(self, name)))
-        for name in ("freeze_vision_encoder", "train_expert_only", "train_state_proj"):
+        for name in (
+            "freeze_vision_encoder",
+            "train_expert_only",
+            "train_state_proj",
+            "train_language_model",
+        ):
             if not isinstance(getattr(self, name), bool):
                 raise FreezingError(f"{name} is {getattr(self, name)!r}; it is true or false")
         if self.freeze_vision_ratio is not None:
@@ -194,7 +200,7 @@ def plan_freezing(settings: FreezeSettings, num_vision_layers: int) -> FreezePla
     if settings.train_state_proj:
         trained.add(STATE_PROJ)
     if not expert_only:
-        trained |= {CONNECTOR, TEXT_MODEL}
+        trained |= {CONNECTOR, TEXT_MODEL} if settings.train_language_model else {CONNECTOR}
     if unfrozen:
         trained.add(VISION_LAYERS)
     if 0 in unfrozen:

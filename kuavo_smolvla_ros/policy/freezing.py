@@ -49,6 +49,7 @@ __all__ = [
     "plan_freezing",
     "preset_for_episodes",
     "set_train_mode",
+    "trained_names",
 ]
 
 _VLM = r"(?:^|\.)vlm_with_expert\.vlm\."
@@ -70,6 +71,7 @@ _PATTERNS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
 # All that the expert reads of the last text layer.
 _KEYS_AND_VALUES = ("input_layernorm.", "self_attn.k_proj.", "self_attn.v_proj.")
 _VISION_PARTS = (VISION_EMBEDDINGS, VISION_LAYERS, VISION_POST_NORM)
+_ADAPTER = ".lora_"  # peft's name for what it puts beside a weight
 
 
 @dataclass(frozen=True)
@@ -147,27 +149,46 @@ def parameter_groups(
     """Groups for an optimizer: what trains and nothing else, the vision encoder at its own rate.
 
     Parameters keep the model's order, so that a stored optimizer state fits again. Without `vision_lr` all
-    get `lr`.
+    get `lr`. In a model with adapters these have groups of their own, and a weight that the plan lets train
+    may stand still, because an adapter trains in its place.
     """
     places = _places(_names(model), plan)
+    vision_lr = lr if vision_lr is None else vision_lr
+    adapted = any(_ADAPTER in name for name in places)
     groups: dict[str, dict[str, Any]] = {
         "main": {"name": "main", "params": [], "lr": lr},
-        "vision": {"name": "vision", "params": [], "lr": lr if vision_lr is None else vision_lr},
+        "vision": {"name": "vision", "params": [], "lr": vision_lr},
+        "adapter": {"name": "adapter", "params": [], "lr": lr},
+        "vision_adapter": {"name": "vision_adapter", "params": [], "lr": vision_lr},
     }
     for name, parameter in model.named_parameters():
         place = places[name]
-        if parameter.requires_grad != plan.trains(place.part, place.layer):
+        planned = plan.trains(place.part, place.layer)
+        if parameter.requires_grad != planned and (parameter.requires_grad or not adapted):
             raise FreezingError(
                 f"{name} is not as planned: apply the freezing plan before making an optimizer"
             )
         if parameter.requires_grad:
-            groups["vision" if place.part in _VISION_PARTS else "main"]["params"].append(parameter)
+            group = ("vision_" if place.part in _VISION_PARTS else "") + (
+                "adapter" if _ADAPTER in name else ""
+            )
+            groups[group.strip("_") or "main"]["params"].append(parameter)
     return [group for group in groups.values() if group["params"]]
 
 
 def count_parameters(model: nn.Module, plan: FreezePlan) -> tuple[PartCount, ...]:
-    """Parameters by part, in the order of the data; works on a model without memory ("meta") too."""
-    return count_sizes({name: parameter.numel() for name, parameter in model.named_parameters()}, plan)
+    """Parameters by part, in the order of the data; works on a model without memory ("meta") too.
+
+    Adapters count as parameters of the part they belong to, and stand for what trains in it.
+    """
+    parameters = dict(model.named_parameters())
+    sizes = {name: parameter.numel() for name, parameter in parameters.items()}
+    if not any(_ADAPTER in name for name in parameters):
+        return count_sizes(sizes, plan)
+    counts = {count.part: [count.total, 0] for count in count_sizes(sizes, plan)}
+    for name, place in _places(sizes, plan).items():
+        counts[place.part][1] += sizes[name] if parameters[name].requires_grad else 0
+    return tuple(PartCount(part, total, trained) for part, (total, trained) in counts.items())
 
 
 def count_sizes(sizes: Mapping[str, int], plan: FreezePlan) -> tuple[PartCount, ...]:
@@ -179,6 +200,12 @@ def count_sizes(sizes: Mapping[str, int], plan: FreezePlan) -> tuple[PartCount, 
         counts[place.part][0] += sizes[name]
         counts[place.part][1] += sizes[name] if plan.trains(place.part, place.layer) else 0
     return tuple(PartCount(part, total, trained) for part, (total, trained) in counts.items())
+
+
+def trained_names(model: nn.Module, plan: FreezePlan) -> dict[str, str]:
+    """The parameters that train by the plan, each with its part."""
+    places = _places(_names(model), plan)
+    return {name: p.part for name, p in places.items() if plan.trains(p.part, p.layer)}
 
 
 def format_table(plan: FreezePlan, counts: Iterable[PartCount] = ()) -> str:

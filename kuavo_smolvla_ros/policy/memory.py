@@ -8,12 +8,12 @@ optimizer adds is known: two moments per trained weight, and while it steps one 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -72,11 +72,26 @@ class StepMemory:
             yield f"  {name:<17} {value / GIB:7.2f} GiB  {note}"
 
 
-def estimate_step(architecture: Architecture, plan: FreezePlan, sizes: StepSizes) -> StepMemory:
-    """Trace one training step under the plan; takes seconds, and no memory to speak of."""
-    with FakeTensorMode():
+def estimate_step(
+    architecture: Architecture,
+    plan: FreezePlan,
+    sizes: StepSizes,
+    adapt: Callable[[SmolVLANetwork], None] | None = None,
+) -> StepMemory:
+    """Trace one training step under the plan; takes seconds, and no memory to speak of.
+
+    `adapt` changes the network before that (adapters).
+    """
+    with torch.device("meta"):
         network = SmolVLANetwork(architecture, sizes.state_dim, sizes.action_dim)
-        apply_plan(network, plan)
+    apply_plan(network, plan)
+    if adapt is not None:
+        adapt(network)
+    with FakeTensorMode():
+        for module in network.modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                empty = nn.Parameter(torch.empty(parameter.shape), requires_grad=parameter.requires_grad)
+                setattr(module, name, empty)
         trained = sum(4 * p.numel() for p in network.parameters() if p.requires_grad)
         allocations = Allocations(network.parameters())
         weights = allocations.live

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,6 +35,39 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+PROGRAM = """
+import os, runpy, sys, torch
+out = os.open({output!r}, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+os.dup2(out, 1), os.dup2(out, 2)
+torch.set_num_threads(1)
+os.environ.update({environment!r})
+sys.argv = {argv!r}
+runpy.run_path({argv!r}[0], run_name="__main__")
+"""
+
+
+@pytest.fixture(scope="session")
+def start_program() -> Callable[..., Any]:
+    """Start one of the programs in a process of its own; it writes what it prints into a file.
+
+    The process is forked off one that has read torch and lerobot already, because reading them takes longer
+    than most of what is tested. A fork of this process would not do: autograd refuses to run in one.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        ["kuavo_smolvla_ros.learning.curriculum_run", "kuavo_smolvla_ros.learning.synthetic"]
+    )
+
+    def start(argv: Sequence[str], output: Path, **environment: str) -> Any:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        code = PROGRAM.format(argv=list(map(str, argv)), output=str(output), environment=environment)
+        process = context.Process(target=exec, args=(code, {}))
+        process.start()
+        return process
+
+    return start
 
 
 @dataclass

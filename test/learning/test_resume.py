@@ -1,4 +1,4 @@
-"""Killed at any step and started again, a run goes on to the same numbers."""
+"""Killed at any step and started again, a run goes on to the same numbers; and on any number of devices."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
+import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +18,21 @@ from safetensors.torch import load_file
 from kuavo_smolvla_ros.learning.outputs import read_rows
 
 PROGRAM = Path(__file__).parents[2] / "training" / "rehearse_curriculum.py"
-OPTIONS = ("--stages", "1", "--epochs", "2", "--save-steps", "3", "--log-steps", "1")
-STEPS = 24
+OPTIONS = ("--stages", "1", "--epochs", "1", "--save-steps", "3", "--log-steps", "1")
+STEPS = 12
+Start = Callable[..., Any]
 
 
-def command(output: Path, *options: str) -> list[str]:
-    return [sys.executable, str(PROGRAM), "--output", str(output), *OPTIONS, *options]
+def argv(output: Path, *options: str) -> list[str]:
+    return [str(PROGRAM), "--output", str(output), *OPTIONS, *options]
 
 
-def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1"}
+def finish(process: Any, printed: Path) -> str:
+    """What a program printed, once it has ended well."""
+    process.join(250)
+    text = printed.read_text()
+    assert process.exitcode == 0, text[-3000:]
+    return text
 
 
 def losses(folder: Path) -> list[tuple[int, Any]]:
@@ -39,100 +44,130 @@ def losses(folder: Path) -> list[tuple[int, Any]]:
     ]
 
 
-def wait_for_step(folder: Path, step: int, process: subprocess.Popen[str]) -> None:
+def wait_for_step(folder: Path, step: int, process: Any, printed: Path) -> None:
     deadline = time.monotonic() + 200
     while time.monotonic() < deadline:
         rows = read_rows(folder, "train")
         if rows and rows[-1]["step"] >= step:
             return
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.02)
+        assert process.is_alive(), printed.read_text()[-3000:]
+        time.sleep(0.01)
     raise AssertionError(f"step {step} was not reached")
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    output = tmp_path_factory.mktemp("whole")
-    subprocess.run(command(output), check=True, env=environment(), capture_output=True, timeout=250)
-    return output / "task1"
+def whole(start_program: Start, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """The first stage without any interruption, by its options; made once for each."""
+    made: dict[tuple[str, ...], Path] = {}
+
+    def make(*options: str) -> Path:
+        if options not in made:
+            output = tmp_path_factory.mktemp("whole")
+            finish(start_program(argv(output, *options), output / "out"), output / "out")
+            made[options] = output / "task1"
+        return made[options]
+
+    return make
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("number", "options"),
+    [(signal.SIGKILL, ()), (signal.SIGTERM, ()), (signal.SIGKILL, ("--lora", "4"))],
+    ids=["SIGKILL", "SIGTERM", "SIGKILL with an adapter"],
+)
 def test_stopped_at_any_step_it_goes_on_to_the_same_losses_and_weights(
-    tmp_path: Path, uninterrupted: Path, number: signal.Signals
+    tmp_path: Path,
+    start_program: Start,
+    whole: Callable[..., Path],
+    number: signal.Signals,
+    options: tuple[str, ...],
 ) -> None:
-    folder = tmp_path / "task1"
+    uninterrupted, folder, printed = whole(*options), tmp_path / "task1", tmp_path / "out"
     step = random.Random(os.urandom(8)).randint(1, STEPS - 2)
-    process = subprocess.Popen(
-        command(tmp_path), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    wait_for_step(folder, step, process)
-    process.send_signal(number)
-    output, _ = process.communicate(timeout=120)
+    process = start_program(argv(tmp_path, *options), printed)
+    wait_for_step(folder, step, process, printed)
+    os.kill(process.pid, number)
+    process.join(120)
     stopped = read_rows(folder, "train")[-1]["step"]
+    assert stopped < STEPS, "it finished before the signal came: nothing was tested"
     if number == signal.SIGTERM:
-        assert process.returncode == 0, output
-        assert stopped < STEPS, "it finished before the signal came: nothing was tested"
-        assert f"stopped by SIGTERM after step {stopped}, saved" in output
+        assert process.exitcode == 0, printed.read_text()
+        assert f"stopped by SIGTERM after step {stopped}, saved" in printed.read_text()
         progress = json.loads((folder / "last" / "training_state" / "progress.json").read_text())
         assert progress["step"] == stopped  # nothing is lost
     else:
-        assert process.returncode == -signal.SIGKILL
+        assert process.exitcode == -signal.SIGKILL
 
-    again = subprocess.run(
-        command(tmp_path), env=environment(), capture_output=True, text=True, check=True, timeout=250
-    )
+    again = finish(start_program(argv(tmp_path, *options), tmp_path / "again"), tmp_path / "again")
 
     if number == signal.SIGTERM:
-        assert f"goes on after step {stopped}" in again.stdout
+        assert f"goes on after step {stopped}" in again
     assert losses(folder) == losses(uninterrupted), f"stopped at {stopped} (asked at {step})"
-    for name in ("last", "best"):
-        ours, theirs = (load_file(place / name / "model.safetensors") for place in (folder, uninterrupted))
+    states = ["optimizer", "adapter"] if options else ["optimizer"]
+    files = ["last/model", "best/model", *(f"last/training_state/{name}" for name in states)]
+    for name in files:
+        ours, theirs = (load_file(place / f"{name}.safetensors") for place in (folder, uninterrupted))
         assert ours.keys() == theirs.keys()
         assert all(ours[key].equal(theirs[key]) for key in ours), name
-    moments = [
-        load_file(place / "last/training_state/optimizer.safetensors") for place in (folder, uninterrupted)
-    ]
-    assert all(moments[0][key].equal(moments[1][key]) for key in moments[1])
 
 
-def test_a_finished_run_is_not_repeated(uninterrupted: Path) -> None:
+def test_a_finished_run_is_not_repeated(
+    tmp_path: Path, start_program: Start, whole: Callable[..., Path]
+) -> None:
+    uninterrupted = whole()
     before = (uninterrupted / "log.jsonl").read_bytes()
-    again = subprocess.run(
-        command(uninterrupted.parent), env=environment(), capture_output=True, text=True, check=True
-    )
-    assert "finished already" in again.stdout
+    printed = finish(start_program(argv(uninterrupted.parent), tmp_path / "out"), tmp_path / "out")
+    assert "finished already" in printed
     assert (uninterrupted / "log.jsonl").read_bytes() == before
 
 
-def test_two_processes_do_what_one_does(tmp_path: Path, uninterrupted: Path) -> None:
-    """The same batch in two halves: gradients are averaged over gloo, losses agree within 1e-5."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    result = subprocess.run(
-        [*launcher, *command(tmp_path, "--batch-size", "16")[1:]],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert read_rows(tmp_path / "task1", "stage")[0]["batch"]["devices"] == 2
-    one, two = (read_rows(place, "train") for place in (uninterrupted, tmp_path / "task1"))
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def two_processes(start_program: Start, output: Path, *options: str) -> None:
+    """The program twice, as a launcher starts it: each process with its rank, and all with one address."""
+    common = {
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+    }
+    outs = [output / f"out{rank}" for rank in range(2)]
+    ranks = [
+        start_program(argv(output, *options), out, RANK=str(rank), LOCAL_RANK=str(rank), **common)
+        for rank, out in enumerate(outs)
+    ]
+    for process, out in zip(ranks, outs, strict=True):
+        finish(process, out)
+
+
+def require_same(folder: Path, uninterrupted: Path, names: tuple[str, ...]) -> None:
+    one, two = (read_rows(place, "train") for place in (uninterrupted, folder))
     assert [row["step"] for row in two] == [row["step"] for row in one]
-    assert [row["loss"] for row in two] == pytest.approx([row["loss"] for row in one], abs=1e-5, rel=0)
-    one, two = (read_rows(place, "validation") for place in (uninterrupted, tmp_path / "task1"))
+    for name in names:
+        assert [row[name] for row in two] == pytest.approx([row[name] for row in one], abs=1e-5, rel=0)
+    one, two = (read_rows(place, "validation") for place in (uninterrupted, folder))
     for a, b in zip(one, two, strict=True):
         assert b["tasks"]["1"]["loss"] == pytest.approx(a["tasks"]["1"]["loss"], abs=1e-5, rel=0)
         assert b["tasks"]["1"]["error_by_joint"] == pytest.approx(a["tasks"]["1"]["error_by_joint"], abs=1e-5)
 
 
-def test_accumulating_does_what_one_pass_does(tmp_path: Path, uninterrupted: Path) -> None:
-    subprocess.run(
-        command(tmp_path, "--batch-size", "8", "--workers", "1"),
-        check=True,
-        env=environment(),
-        capture_output=True,
-        timeout=280,
-    )
-    one, four = (read_rows(place, "train") for place in (uninterrupted, tmp_path / "task1"))
+def test_two_processes_do_what_one_does(
+    tmp_path: Path, start_program: Start, whole: Callable[..., Path]
+) -> None:
+    """The same batch in two halves: gradients are averaged over gloo, losses agree within 1e-5."""
+    two_processes(start_program, tmp_path, "--batch-size", "16")
+    assert read_rows(tmp_path / "task1", "stage")[0]["batch"]["devices"] == 2
+    require_same(tmp_path / "task1", whole(), ("loss",))
+
+
+def test_accumulating_does_what_one_pass_does(
+    tmp_path: Path, start_program: Start, whole: Callable[..., Path]
+) -> None:
+    options = ("--batch-size", "8", "--workers", "1")
+    finish(start_program(argv(tmp_path, *options), tmp_path / "out"), tmp_path / "out")
+    one, four = (read_rows(place, "train") for place in (whole(), tmp_path / "task1"))
     assert [row["loss"] for row in four] == pytest.approx([row["loss"] for row in one], abs=1e-5, rel=0)
