@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -67,9 +67,20 @@ from kuavo_smolvla_ros.policy.processor_kuavo_smolvla import (
     initial_statistics,
     make_kuavo_smolvla_pre_post_processors,
 )
-from kuavo_smolvla_ros.policy.rtc import make_guide
+from kuavo_smolvla_ros.policy.rtc import Guidance, make_guide
 
 logger = logging.getLogger(__name__)
+
+
+class ChunkRequest(NamedTuple):
+    """State (B, padded width), noise (B, C, padded width), the correction of real-time chunking if a previous
+    chunk is to be followed, and which action dimensions the network decides (None: all).
+    """
+
+    state: Tensor
+    noise: Tensor
+    guide: Guidance | None
+    free: Tensor | None
 
 
 class KuavoSmolVLAPolicy(PreTrainedPolicy):
@@ -173,6 +184,31 @@ class KuavoSmolVLAPolicy(PreTrainedPolicy):
         the same. The noise comes from `noise`, or is drawn under `seed`, or freely.
         """
         config = self.config
+        request = self.chunk_request(batch, noise, prefix, delay, execution_horizon, seed)
+        with self._precision(request.noise.device):
+            cache = self.expert_cache(self.prefill(batch, context))
+            actions = euler(
+                lambda x, time: velocity(self.model, cache, x, time),
+                request.noise,
+                config.num_steps,
+                guide=request.guide,
+                free=request.free,
+            )
+        return actions[:, :, : config.widths[ACTION]]
+
+    def chunk_request(
+        self,
+        batch: Mapping[str, Any],
+        noise: Tensor | None = None,
+        prefix: Tensor | None = None,
+        delay: int = 0,
+        execution_horizon: int | None = None,
+        seed: int | None = None,
+    ) -> ChunkRequest:
+        """What the walk from noise to actions needs besides the prefix; arguments as in
+        `predict_action_chunk`.
+        """
+        config = self.config
         state = self._state(batch)
         batch_size, device = state.shape[0], state.device
         shape = (batch_size, config.chunk_size, config.max_action_dim)
@@ -192,16 +228,8 @@ class KuavoSmolVLAPolicy(PreTrainedPolicy):
                 num_steps=config.num_steps,
                 execution_horizon=execution_horizon,
             )
-        with self._precision(device):
-            cache = self.expert_cache(self.prefill(batch, context))
-            actions = euler(
-                lambda x, time: velocity(self.model, cache, x, time),
-                noise.to(device, torch.float32),
-                config.num_steps,
-                guide=guide,
-                free=self._free_dimensions(batch, device) if config.pin_padding else None,
-            )
-        return actions[:, :, : config.widths[ACTION]]
+        free = self._free_dimensions(batch, device) if config.pin_padding else None
+        return ChunkRequest(state, noise.to(device, torch.float32), guide, free)
 
     @torch.no_grad()
     def select_action(self, batch: Mapping[str, Any], noise: Tensor | None = None, **kwargs: Any) -> Tensor:

@@ -22,13 +22,29 @@ import torch
 from torch import Tensor
 
 from kuavo_smolvla_ros.errors import UserError
-from kuavo_smolvla_ros.policy.flow import Guide
 
 SCHEDULES = ("LINEAR", "EXP", "ONES", "ZEROS")
 
 
 class RTCError(UserError):
     """A delay, prefix or horizon that cannot be honoured."""
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """The correction of a velocity: a `flow.Guide`, whose tensors a captured loop can take over.
+
+    `target` (B, C, A) is the previous chunk, `weights` (broadcastable) how much each entry is pulled to it.
+    """
+
+    target: Tensor
+    weights: Tensor
+    maximum: float
+
+    def __call__(self, velocity: Tensor, x: Tensor, time: float) -> Tensor:
+        # lerobot differentiates x - time * v with v held constant, so its correction is this error itself.
+        error = (self.target - (x - time * velocity)) * self.weights
+        return velocity - guidance_weight(time, self.maximum) * error
 
 
 @dataclass(frozen=True)
@@ -119,7 +135,7 @@ def make_guide(
     padded_width: int,
     num_steps: int,
     execution_horizon: int | None = None,
-) -> Guide:
+) -> Guidance:
     """The correction of the velocity for a prefix (B, P, A) in normalised units that begins at the new
     chunk's step 0.
     """
@@ -148,10 +164,4 @@ def make_guide(
     weights = prefix_weights(delay, horizon, chunk_size, settings.schedule).to(prefix.device)[None, :, None]
     weights = weights * (torch.arange(padded_width, device=prefix.device) < real)
     maximum = min(settings.max_guidance_weight, float(num_steps))
-
-    def guide(velocity: Tensor, x: Tensor, time: float) -> Tensor:
-        # lerobot differentiates x - time * v with v held constant, so its correction is this error itself.
-        error = (target - (x - time * velocity)) * weights
-        return velocity - guidance_weight(time, maximum) * error
-
-    return guide
+    return Guidance(target, weights, maximum)
