@@ -23,6 +23,7 @@ class _Job:
     stamp_ns: int
     sim: Simulation
     world: mujoco.MjData
+    spare: queue.SimpleQueue[mujoco.MjData]
 
 
 class PictureTaker:
@@ -44,6 +45,8 @@ class PictureTaker:
         self._deliver = deliver
         self._lock_step = lock_step
         self._jobs: queue.Queue[_Job | None] = queue.Queue(maxsize=2 * len(cameras))
+        self._spare_for: Simulation | None = None
+        self._spare: queue.SimpleQueue[mujoco.MjData] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="pictures")
 
     def start(self) -> None:
@@ -65,11 +68,21 @@ class PictureTaker:
             if not self._lock_step and self._jobs.full():
                 self.left_out += 1
                 continue
-            world = mujoco.MjData(sim.model)
-            mujoco.mj_copyData(world, sim.model, sim.data)
-            self._jobs.put(_Job(camera, stamp_ns, sim, world))
+            world = self._copy(sim)
+            self._jobs.put(_Job(camera, stamp_ns, sim, world, self._spare))
             if self._lock_step:
                 self._jobs.join()
+
+    def _copy(self, sim: Simulation) -> mujoco.MjData:
+        """The world as it is now, in memory that an earlier picture has done with: to allocate costs more."""
+        if self._spare_for is not sim:
+            self._spare_for, self._spare = sim, queue.SimpleQueue()
+        try:
+            world = self._spare.get_nowait()
+        except queue.Empty:
+            world = mujoco.MjData(sim.model)
+        mujoco.mj_copyData(world, sim.model, sim.data)
+        return world
 
     def _run(self) -> None:
         used: set[Simulation] = set()
@@ -80,6 +93,7 @@ class PictureTaker:
                     size = (job.camera.height, job.camera.width)
                     picture = job.sim.cameras.picture(job.world, job.camera.name, size)
                     self._deliver(job.camera, job.stamp_ns, picture)
+                    job.spare.put(job.world)
             except BaseException as error:  # shown by the node, which ends with it
                 self.failure = error
             finally:

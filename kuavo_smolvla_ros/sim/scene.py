@@ -13,22 +13,25 @@ BOX, CYLINDER = mujoco.mjtGeom.mjGEOM_BOX, mujoco.mjtGeom.mjGEOM_CYLINDER
 SOLID = {"contype": SCENE_BIT, "conaffinity": ALL_BITS}
 SHOWN = {"contype": 0, "conaffinity": 0, "mass": 0}
 SURFACE_FRICTION = [0.8, 0.005, 0.0001]
+ROOM_M = 4.0  # half its width
+FLOOR, WALL, CEILING = [0.53, 0.55, 0.58, 1], [0.70, 0.72, 0.74, 1], [0.80, 0.82, 0.84, 1]
 WOOD, RUBBER, STEEL = [0.74, 0.62, 0.47, 1], [0.22, 0.24, 0.24, 1], [0.62, 0.64, 0.67, 1]
 
 
 def add_room(spec: mujoco.MjSpec) -> None:
-    """A floor to see (nothing falls that far and is still of use) and two lights without shadows."""
-    floor = spec.add_texture(name="floor", type=mujoco.mjtTexture.mjTEXTURE_2D)
-    floor.builtin, floor.width, floor.height = mujoco.mjtBuiltin.mjBUILTIN_CHECKER, 128, 128
-    floor.rgb1, floor.rgb2 = [0.55, 0.57, 0.60], [0.50, 0.52, 0.55]
-    sky = spec.add_texture(name="sky", type=mujoco.mjtTexture.mjTEXTURE_SKYBOX)
-    sky.builtin, sky.width, sky.height = mujoco.mjtBuiltin.mjBUILTIN_GRADIENT, 64, 384
-    sky.rgb1, sky.rgb2 = [0.78, 0.82, 0.86], [0.55, 0.58, 0.62]
-    material = spec.add_material(name="floor", texrepeat=[8, 8], reflectance=0.0)
-    material.textures[mujoco.mjtTextureRole.mjTEXROLE_RGB] = "floor"
+    """A floor (nothing falls that far and is still of use), walls, a ceiling, two lights without shadows.
+
+    Each of one colour: without a GPU a textured floor and sky cost more than all else in a picture.
+    """
     spec.worldbody.add_geom(
-        name="floor", type=mujoco.mjtGeom.mjGEOM_PLANE, size=[4, 4, 0.1], material="floor", **SOLID
+        name="floor", type=mujoco.mjtGeom.mjGEOM_PLANE, size=[ROOM_M, ROOM_M, 0.1], rgba=FLOOR, **SOLID
     )
+    top = ROOM_M / 2
+    walls = [([x * ROOM_M, 0, top], [0.01, ROOM_M, top]) for x in (-1, 1)]
+    walls += [([0, y * ROOM_M, top], [ROOM_M, 0.01, top]) for y in (-1, 1)]
+    for centre, half in walls:
+        spec.worldbody.add_geom(type=BOX, pos=centre, size=half, rgba=WALL, **SHOWN)
+    spec.worldbody.add_geom(type=BOX, pos=[0, 0, 2 * top], size=[ROOM_M, ROOM_M, 0.01], rgba=CEILING, **SHOWN)
     for name, position in (("key_light", [0.2, -1.5, 2.6]), ("fill_light", [-0.5, 1.5, 2.4])):
         light = spec.worldbody.add_light(name=name, pos=position, castshadow=False)
         light.dir = [0.6 - position[0], -position[1], 0.9 - position[2]]

@@ -11,19 +11,19 @@ from kuavo_smolvla_ros.sim import kuavo
 from kuavo_smolvla_ros.sim.episode import run_expert, run_still
 from kuavo_smolvla_ros.sim.experts import make_expert
 from kuavo_smolvla_ros.sim.simulation import Simulation
-from kuavo_smolvla_ros.sim.tasks import make_task
+from kuavo_smolvla_ros.sim.tasks import TASKS, make_task
 
 ARM_INDICES = [index for index, name in enumerate(kuavo.STATE_NAMES) if name.startswith("zarm")]
-NUMBERS = (1, 2)
+NUMBERS = (1, 2, 3)
 
 
-@pytest.mark.parametrize("number", NUMBERS)
+@pytest.mark.parametrize("number", sorted(TASKS))
 def test_expert_succeeds_on_20_easy_seeds(simulation, number):
     failed = [seed for seed in range(20) if not run_expert(simulation(number), seed).score.success]
     assert failed == []
 
 
-@pytest.mark.parametrize("number", NUMBERS)
+@pytest.mark.parametrize("number", [1, 2, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 4))])
 def test_expert_mostly_succeeds_on_20_contest_seeds(simulation, number):
     sim = simulation(number, "contest")
     failed = [seed for seed in range(20) if not run_expert(sim, seed).score.success]
@@ -119,7 +119,8 @@ def test_success_is_the_grippers_doing():
 
 def test_nobody_acting_earns_nothing(simulation):
     for number in NUMBERS:
-        episode = run_still(simulation(number, "contest"), 0)
+        sim = simulation(number, "contest")
+        episode = run_still(sim, 0)
         assert episode.score.total == 0
         assert not episode.score.success
-        assert episode.time_s == pytest.approx(simulation(number).task.time_limit_s)
+        assert episode.time_s == pytest.approx(sim.task.time_limit_s)
