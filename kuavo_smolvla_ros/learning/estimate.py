@@ -16,7 +16,7 @@ from kuavo_smolvla_ros.learning.settings import RunSettings
 from kuavo_smolvla_ros.learning.stage import Adapter, Stage
 from kuavo_smolvla_ros.policy.build import empty_network, ensure_architecture
 from kuavo_smolvla_ros.policy.configuration_kuavo_smolvla import KuavoSmolVLAConfig
-from kuavo_smolvla_ros.policy.freezing import FreezePlan, count_parameters, format_table, plan_freezing
+from kuavo_smolvla_ros.policy.freezing import FreezePlan, count_parameters, format_table
 from kuavo_smolvla_ros.policy.memory import GIB, StepMemory, StepSizes, estimate_step
 
 # lerobot's documentation: 20 000 steps of 64 samples in about 4 h on an A100, two cameras, vision frozen.
@@ -130,7 +130,7 @@ def freezing_of(
 ) -> tuple[FreezePlan, tuple[Any, ...]]:
     """What trains of a network that is not built."""
     network = empty_network(config)
-    plan = plan_freezing(config.freezing, len(network.vision.encoder.layers))
+    plan = config.freeze_plan(len(network.vision.encoder.layers))
     if adapter is not None:
         add_adapter(network, plan, adapter)
     return plan, count_parameters(network, plan)

@@ -15,6 +15,7 @@ from kuavo_smolvla_ros.errors import UserError
 from kuavo_smolvla_ros.policy.architecture import Architecture, read_architecture
 from kuavo_smolvla_ros.policy.backbone import resolve_backbone
 from kuavo_smolvla_ros.policy.configuration_kuavo_smolvla import KuavoSmolVLAConfig
+from kuavo_smolvla_ros.policy.delta_network import DeltaNetwork, is_delta_name, trained_parts
 from kuavo_smolvla_ros.policy.network import LM_HEAD, SmolVLANetwork
 
 logger = logging.getLogger(__name__)
@@ -45,12 +46,17 @@ def ensure_architecture(config: KuavoSmolVLAConfig) -> Architecture:
 def empty_network(config: KuavoSmolVLAConfig) -> SmolVLANetwork:
     """The network without memory behind its parameters, waiting for `load_network`."""
     with torch.device("meta"):
-        return SmolVLANetwork(ensure_architecture(config), config.max_state_dim, config.max_action_dim)
+        return _network(config)
+
+
+def _network(config: KuavoSmolVLAConfig) -> SmolVLANetwork:
+    sizes = (ensure_architecture(config), config.max_state_dim, config.max_action_dim)
+    return DeltaNetwork(*sizes, config.delta) if config.train_delta_expert else SmolVLANetwork(*sizes)
 
 
 def new_network(config: KuavoSmolVLAConfig) -> SmolVLANetwork:
     """A network with random weights, over which the backbone's are laid where it has any."""
-    network = SmolVLANetwork(ensure_architecture(config), config.max_state_dim, config.max_action_dim)
+    network = _network(config)
     network.initialise()
     if config.load_backbone_weights:
         backbone = resolve_backbone(config.backbone)
@@ -58,6 +64,28 @@ def new_network(config: KuavoSmolVLAConfig) -> SmolVLANetwork:
             _load_backbone(network, backbone.path)
             logger.info("backbone weights read from %s", backbone.name)
     return network
+
+
+def with_delta_of(
+    config: KuavoSmolVLAConfig, weights: Mapping[str, Tensor], stored: KuavoSmolVLAConfig
+) -> dict[str, Tensor]:
+    """The weights of a checkpoint, `stored` being its configuration, with the delta expert `config` asks for.
+
+    Parts the checkpoint never had begin afresh, parts that are not asked for are left out; the log says so.
+    Parts it should have and has not remain missing.
+    """
+    wanted, had = trained_parts(config.delta), trained_parts(stored.delta)
+    kept = {n: t for n, t in weights.items() if not is_delta_name(n) or n.split(".")[0] in wanted}
+    if len(kept) < len(weights):
+        left_out = sorted({name.split(".")[0] for name in weights.keys() - kept.keys()})
+        logger.info("left out of the checkpoint, as configured: %s", ", ".join(left_out))
+    absent = tuple(part for part in wanted if part not in had)
+    if absent:
+        network = empty_network(config)
+        assert isinstance(network, DeltaNetwork)
+        kept |= network.fresh(absent)
+        logger.info("begun afresh, because the checkpoint has none: %s", ", ".join(absent))
+    return kept
 
 
 def load_network(network: SmolVLANetwork, weights: Mapping[str, Tensor]) -> bool:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from kuavo_smolvla_ros.errors import UserError
 from kuavo_smolvla_ros.policy.architecture import Architecture
+from kuavo_smolvla_ros.policy.delta_freezing import plan_delta
+from kuavo_smolvla_ros.policy.delta_network import trained_parts
+from kuavo_smolvla_ros.policy.delta_settings import DeltaSettings
 from kuavo_smolvla_ros.policy.dimensions import ACTION, DEFAULT_STD_FLOOR, STATE
-from kuavo_smolvla_ros.policy.freezing import FreezeSettings
+from kuavo_smolvla_ros.policy.freezing import FreezePlan, FreezeSettings, plan_freezing
 from kuavo_smolvla_ros.policy.images import IMAGE_PREFIX, require_cameras
 from kuavo_smolvla_ros.policy.language import PADDINGS, TASK_INSTRUCTIONS
 from kuavo_smolvla_ros.policy.lerobot_adapter import (
@@ -96,6 +99,24 @@ class KuavoSmolVLAConfig(PreTrainedConfig):
     train_state_proj: bool = True
     train_language_model: bool = True  # false: frozen, while vision layers and the connector may train
 
+    # Delta expert (docs/delta_expert.md): a second, small expert that refines the chunk of the frozen base.
+    train_delta_expert: bool = False  # there is one, and nothing else trains
+    delta_target: str = "base"  # undo the noise; "demonstration": correct the base towards what was shown
+    delta_refine_steps: int = 0  # at run time; 0: the base's chunk as it is
+    delta_max_age: int = 0  # steps; how old a chunk may be when it is refined from a newer state
+    delta_num_layers: int = 4
+    delta_width_multiplier: float = 0.375  # of the language model's width
+    cls_noise_scale: float = 0.01  # in normalised units
+    use_cls_head: bool = False
+    num_cls_prefix: int = 2
+    num_cls_suffix: int = 2
+    num_action_context: int = 5
+    cls_expander_width: int = 128  # at most twice the samples of a batch
+    vicreg_weight: float = 0.01
+    vicreg_lambda: float = 25.0
+    vicreg_mu: float = 25.0
+    vicreg_nu: float = 1.0
+
     optimizer_lr: float = 5e-5
     optimizer_vision_lr: float = 5e-6
     optimizer_betas: tuple[float, float] = (0.9, 0.999)
@@ -134,6 +155,11 @@ class KuavoSmolVLAConfig(PreTrainedConfig):
         if len(set(self.cameras)) != len(self.cameras):
             raise ConfigError(f"a camera is listed twice: {', '.join(self.cameras)}")
         _ = self.rtc
+        _ = self.delta
+
+    @property
+    def delta(self) -> DeltaSettings:
+        return DeltaSettings(**{name.name: getattr(self, name.name) for name in fields(DeltaSettings)})
 
     @property
     def rtc(self) -> RTCSettings:
@@ -152,6 +178,12 @@ class KuavoSmolVLAConfig(PreTrainedConfig):
             train_language_model=self.train_language_model,
             on_conflict=self.freeze_on_conflict,
         )
+
+    def freeze_plan(self, num_vision_layers: int) -> FreezePlan:
+        """What trains of a network with so many vision layers; with a delta expert, it alone."""
+        if self.train_delta_expert:
+            return plan_delta(self.freezing, num_vision_layers, trained_parts(self.delta))
+        return plan_freezing(self.freezing, num_vision_layers)
 
     @property
     def widths(self) -> dict[str, int]:

@@ -22,6 +22,7 @@ from kuavo_smolvla_ros.policy.build import (
     load_network,
     new_network,
     read_policy_weights,
+    with_delta_of,
 )
 from kuavo_smolvla_ros.policy.checkpoint import (
     fetch_folder,
@@ -30,7 +31,9 @@ from kuavo_smolvla_ros.policy.checkpoint import (
     write_statistics,
     write_weights,
 )
+from kuavo_smolvla_ros.policy.cls_masks import make_att_2d_masks_with_cls
 from kuavo_smolvla_ros.policy.configuration_kuavo_smolvla import KuavoSmolVLAConfig
+from kuavo_smolvla_ros.policy.delta_policy import Refinable, delta_forward, refined
 from kuavo_smolvla_ros.policy.dimensions import (
     ACTION,
     ACTION_STEP_PADDING,
@@ -47,7 +50,6 @@ from kuavo_smolvla_ros.policy.freezing import (
     count_parameters,
     format_table,
     parameter_groups,
-    plan_freezing,
     set_train_mode,
 )
 from kuavo_smolvla_ros.policy.images import PIXELS, camera_images, prepare_pixels
@@ -68,6 +70,9 @@ from kuavo_smolvla_ros.policy.processor_kuavo_smolvla import (
     make_kuavo_smolvla_pre_post_processors,
 )
 from kuavo_smolvla_ros.policy.rtc import Guidance, make_guide
+from kuavo_smolvla_ros.policy.vicreg import vicreg_loss
+
+__all__ = ["ChunkRequest", "KuavoSmolVLAPolicy", "make_att_2d_masks_with_cls", "vicreg_loss"]
 
 logger = logging.getLogger(__name__)
 
@@ -109,18 +114,20 @@ class KuavoSmolVLAPolicy(PreTrainedPolicy):
         self.has_lm_head = True
         if weights is None and config.init_from is not None:
             folder = fetch_folder(config.init_from)
-            weights = read_policy_weights(folder / WEIGHTS_FILE)
-            if read_config(folder).plain:
+            stored = read_config(folder)
+            weights = with_delta_of(config, read_policy_weights(folder / WEIGHTS_FILE), stored.config)
+            if stored.plain:
                 _warn_of_stand_in_tokenizer(config)
         if weights is None:
             self.model = new_network(config)
         else:
             self.model = empty_network(config)
             self.has_lm_head = load_network(self.model, weights)
-        self.freezing = plan_freezing(config.freezing, len(self.model.vision.encoder.layers))
+        self.freezing = config.freeze_plan(len(self.model.vision.encoder.layers))
         apply_plan(self.model, self.freezing)
         logger.info("%s", format_table(self.freezing, count_parameters(self.model, self.freezing)))
         self.statistics = initial_statistics(config, dataset_stats, statistics)
+        self.warned_of_small_batch = False
         self.reset()
 
     # Training
@@ -147,6 +154,8 @@ class KuavoSmolVLAPolicy(PreTrainedPolicy):
         """Flow-matching loss over what was demonstrated, and numbers to log (tensors: nothing waits for
         them).
         """
+        if self.config.train_delta_expert:
+            return delta_forward(self, batch, noise, time, reduction)
         actions, valid = self._targets(batch)
         if noise is None:
             noise = sample_noise(tuple(actions.shape), actions.device)
@@ -163,6 +172,7 @@ class KuavoSmolVLAPolicy(PreTrainedPolicy):
     def reset(self) -> None:
         """Forget the queued actions; to be called when an episode, or another instruction, begins."""
         self._queue: deque[Tensor] = deque(maxlen=self.config.n_action_steps)
+        self.refinable: Refinable | None = None
 
     @torch.no_grad()
     def predict_action_chunk(
@@ -186,6 +196,7 @@ class KuavoSmolVLAPolicy(PreTrainedPolicy):
         config = self.config
         request = self.chunk_request(batch, noise, prefix, delay, execution_horizon, seed)
         with self._precision(request.noise.device):
+            context = self.context(batch) if context is None else context
             cache = self.expert_cache(self.prefill(batch, context))
             actions = euler(
                 lambda x, time: velocity(self.model, cache, x, time),
@@ -194,6 +205,8 @@ class KuavoSmolVLAPolicy(PreTrainedPolicy):
                 guide=request.guide,
                 free=request.free,
             )
+            if config.delta_refine_steps:
+                actions = refined(self, batch, context, actions, held=0 if prefix is None else delay)
         return actions[:, :, : config.widths[ACTION]]
 
     def chunk_request(
@@ -398,7 +411,7 @@ class KuavoSmolVLAPolicy(PreTrainedPolicy):
             _warn_of_stand_in_tokenizer(config)
         policy = cls(
             config,
-            weights=read_policy_weights(folder / WEIGHTS_FILE),
+            weights=with_delta_of(config, read_policy_weights(folder / WEIGHTS_FILE), stored.config),
             statistics=None if stored.plain else read_statistics(folder),
             dataset_stats=dataset_stats,
             dataset_meta=dataset_meta,

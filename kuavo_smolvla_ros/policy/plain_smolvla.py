@@ -87,6 +87,11 @@ def export_plain(policy: KuavoSmolVLAPolicy, folder: Path) -> None:
     if policy.statistics is None:
         raise CheckpointError("the policy has no normalisation statistics to export")
     config = policy.config
+    if config.train_delta_expert:
+        raise CheckpointError(
+            "plain SmolVLA has no delta expert: load the checkpoint without it "
+            "(from_pretrained(folder, overrides=delta_settings.EXTRAS_OFF)) and export that"
+        )
     backbone = resolve_backbone(config.backbone)
     name = config.backbone if _is_hub_id(config.backbone) else str(backbone.path)
     fields = {field: getattr(config, field) for field in COMMON_FIELDS}
