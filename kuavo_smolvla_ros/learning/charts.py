@@ -68,19 +68,22 @@ def rates(stages: Sequence[StageRecord]) -> str:
     return svg(figure)
 
 
-def heat_map(matrix: Sequence[Sequence[float | None]], tasks: Sequence[str], title: str) -> str:
-    """Tasks across, stages down; the darker the worse."""
+def heat_map(
+    matrix: Sequence[Sequence[float | None]], tasks: Sequence[str], title: str, *, success: bool = False
+) -> str:
+    """Tasks across, stages down. Losses: the darker the worse; success rates: the darker the better."""
     values = np.array([[np.nan if v is None else v for v in row] for row in matrix], float)
     figure = Figure((0.9 * len(tasks) + 1.6, 0.6 * len(tasks) + 1.2), layout="constrained")
     axes = figure.subplots()
     axes.grid(visible=False)
     known = values[np.tril_indices(len(values))]
-    top = 2 * float(np.nanmedian(known)) or 1.0
-    axes.imshow(values, cmap="Oranges", vmin=0, vmax=top, aspect="auto")
+    top = 1.0 if success else 2 * float(np.nanmedian(known)) or 1.0
+    axes.imshow(values, cmap="Greens" if success else "Oranges", vmin=0, vmax=top, aspect="auto")
     for row, column in np.argwhere(np.isfinite(values)):
         value = values[row, column]
         weight, ink = "bold" if row == column else "normal", "white" if value > 0.7 * top else "black"
-        axes.text(column, row, f"{value:.3g}", ha="center", va="center", weight=weight, color=ink)
+        text = f"{value:.0%}" if success else f"{value:.3g}"
+        axes.text(column, row, text, ha="center", va="center", weight=weight, color=ink)
     axes.set_xticks(range(len(tasks)), [f"task {n}" for n in tasks])
     axes.set_yticks(range(len(tasks)), [f"after {n}" for n in tasks])
     axes.set_title(title, fontsize=9)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kuavo_smolvla_ros.errors import UsageError
+from kuavo_smolvla_ros.learning.hub import push, require_hub
 from kuavo_smolvla_ros.learning.interruption import Interruption
 from kuavo_smolvla_ros.learning.outputs import RESULTS_FILE
 from kuavo_smolvla_ros.learning.report import write_report
@@ -135,6 +136,8 @@ def run_stages(
             )
             if accelerator.is_main_process:
                 write_report(shared)
+                if results is not None and run.push_to_hub is not None:
+                    push(folder / BEST, run.push_to_hub, stage.name, say)
             if results is None:
                 return False
         if results is not None:
@@ -150,8 +153,6 @@ def make_accelerator(stages: Sequence[Stage], run: RunSettings) -> Any:
     """Accelerate for these stages on the devices the launcher gives."""
     from accelerate import Accelerator
 
-    if run.push_to_hub is not None:
-        raise UsageError("run.push_to_hub is not supported yet; upload the folder `best` with `hf upload`")
     precisions = {stage.training.precision for stage in stages}
     if len(precisions) > 1:
         raise UsageError(
@@ -164,4 +165,6 @@ def make_accelerator(stages: Sequence[Stage], run: RunSettings) -> Any:
     accelerator = Accelerator(mixed_precision=precisions.pop(), cpu=run.device == "cpu")
     if run.device == "cuda" and accelerator.device.type != "cuda":
         raise UsageError("run.device is cuda, but this machine has no CUDA device that torch can use")
+    if run.push_to_hub is not None and accelerator.is_main_process:
+        require_hub(run.push_to_hub)
     return accelerator

@@ -14,6 +14,7 @@ from kuavo_smolvla_ros.learning.outputs import LOG_FILE, RESULTS_FILE, Row, read
 from kuavo_smolvla_ros.policy.checkpoint import read_json
 
 STAGE_FILE = "stage.json"
+SUCCESS_FILE = "success.json"
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class StageRecord:
     stage: dict[str, Any]
     rows: list[Row]
     results: dict[str, Any] | None
+    success: dict[str, Any]  # by task number: successes, trials, interval; of those that were evaluated
 
     @property
     def name(self) -> str:
@@ -77,6 +79,7 @@ def read_stages(root: Path) -> list[StageRecord]:
             read_json(file)["stage"],
             read_rows(folder),
             read_json(folder / RESULTS_FILE) if (folder / RESULTS_FILE).is_file() else None,
+            read_json(folder / SUCCESS_FILE)["tasks"] if (folder / SUCCESS_FILE).is_file() else {},
         )
         if record.of_kind("train"):
             records.append(record)
@@ -96,6 +99,41 @@ def loss_matrix(stages: Sequence[StageRecord]) -> tuple[list[str], Scores]:
         if place and record.validations:
             rows[order[place - 1]].setdefault(record.number, record.own_curve[0])
     return order, score_matrix(rows, order)
+
+
+def success_entry(
+    stages: Sequence[StageRecord], joint: Sequence[StageRecord], single: Sequence[StageRecord]
+) -> dict[str, Any] | None:
+    """The matrix of success in simulation, as far as it was evaluated; figures where nothing is missing."""
+    order = [record.number for record in stages]
+    rows = {r.number: {n: entry["success"] for n, entry in r.success.items()} for r in stages}
+    if not any(rows.values()):
+        return None
+    matrix = score_matrix(rows, order)
+    by_joint = {n: entry["success"] for r in joint for n, entry in r.success.items()}
+    by_single = {r.number: r.success[r.number]["success"] for r in single if r.number in r.success}
+    complete = all(math.isfinite(matrix[i][j]) for i in range(len(order)) for j in range(i + 1))
+    summary = (
+        summarise(
+            matrix,
+            joint=[by_joint[n] for n in order] if all(n in by_joint for n in order) else None,
+            single=[by_single[n] for n in order] if all(n in by_single for n in order) else None,
+        )
+        if complete
+        else None
+    )
+    cells = [[record.success.get(n) for n in order] for record in stages]
+    return {
+        "tasks": order,
+        "success": _with_none(matrix),
+        "trials": [[None if c is None else c["trials"] for c in row] for row in cells],
+        "interval_95": [[None if c is None else c["interval_95"] for c in row] for row in cells],
+        "figures": None if summary is None else summary.to_json(),
+    }
+
+
+def _with_none(matrix: Scores) -> list[list[float | None]]:
+    return [[None if math.isnan(value) else value for value in row] for row in matrix.tolist()]
 
 
 def forgetting(root: Path) -> dict[str, Any]:
@@ -137,6 +175,7 @@ def _entry(
     )
     return {
         "tasks": order,
-        "loss": [[None if math.isnan(value) else value for value in row] for row in matrix.tolist()],
+        "loss": _with_none(matrix),
         "figures": summary.to_json(),
+        "success": success_entry(stages, joint, single),
     }

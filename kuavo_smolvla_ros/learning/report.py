@@ -37,6 +37,16 @@ FIGURES = {
 }
 
 
+SUCCESS_FIGURES = {
+    "average": "average success of all tasks at the end",
+    "negative_backward_transfer": "success lost per task over later stages (NBT; small is good)",
+    "backward_transfer": "change of earlier tasks since they were learnt (BWT; negative is forgetting)",
+    "max_forgetting": "largest fall of any task below its best",
+    "joint_gap": "distance to training on all tasks at once",
+    "single_gap": "distance to a policy of its own for each task",
+}
+
+
 def write_report(root: Path) -> Path | None:
     """Make the report of all stages below `root` from their files; None where no stage has begun."""
     stages = read_stages(root)
@@ -71,6 +81,19 @@ def sentences(stages: Sequence[StageRecord], matrices: dict[str, Any]) -> Iterat
             f"At the end the average loss of all tasks is {with_replay:.4g} with replay and {without:.4g} "
             f"without, {without / with_replay:.1f} times as much."
         )
+    success = matrices.get("curriculum", {}).get("success")
+    if success and all(value is not None for value in success["success"][-1]):
+        parts = ", ".join(
+            f"task {n} {_interval(*cell)}"
+            for n, *cell in zip(
+                success["tasks"],
+                success["success"][-1],
+                success["interval_95"][-1],
+                success["trials"][-1],
+                strict=True,
+            )
+        )
+        yield f"Success in simulation after the last stage: {parts}."
 
 
 def _body(stages: Sequence[StageRecord], matrices: dict[str, Any]) -> Iterator[str]:
@@ -87,6 +110,7 @@ def _body(stages: Sequence[StageRecord], matrices: dict[str, Any]) -> Iterator[s
         if name in matrices:
             yield charts.heat_map(matrices[name]["loss"], matrices[name]["tasks"], title)
     yield from _figures(matrices)
+    yield from _success(matrices)
     yield "<h2>What trained</h2>" + charts.freezing(stages) + _stage_table(stages)
     yield "<h2>Replay</h2><p>Share of each task in all batches, as wanted and as realised.</p>"
     yield from _shares(stages)
@@ -112,6 +136,50 @@ def _figures(matrices: dict[str, Any]) -> Iterator[str]:
         if any(matrices[run]["figures"][key] is not None for run in runs)
     ]
     yield table(["figure", *(run.replace("_", " ") for run in runs)], rows)
+
+
+def _success(matrices: dict[str, Any]) -> Iterator[str]:
+    """What was evaluated in simulation: it decides, the loss only warns."""
+    from kuavo_smolvla_ros.learning import charts
+
+    entries = {
+        run: matrices[run]["success"]
+        for run in ("curriculum", "no_replay")
+        if run in matrices and matrices[run]["success"] is not None
+    }
+    yield "<h2>Success in simulation</h2>"
+    if not entries:
+        yield "<p>Not evaluated yet: python training/evaluate.py FOLDER OF THIS REPORT.</p>"
+        return
+    yield "<p>Share of episodes in which each task (column) succeeds after each stage (row).</p>"
+    for run, entry in entries.items():
+        title = "with replay" if run == "curriculum" else "without replay"
+        yield charts.heat_map(entry["success"], entry["tasks"], title, success=True)
+    for run, entry in entries.items():
+        rows = [
+            [f"after {n}", *(_interval(*cell) for cell in zip(*row, strict=True))]
+            for n, row in zip(
+                entry["tasks"],
+                zip(entry["success"], entry["interval_95"], entry["trials"], strict=True),
+                strict=True,
+            )
+        ]
+        yield f"<p>{run.replace('_', ' ')}, with 95 % intervals:</p>"
+        yield table(["", *(f"task {n}" for n in entry["tasks"])], rows)
+    figured = {run: entry["figures"] for run, entry in entries.items() if entry["figures"] is not None}
+    rows = [
+        [text, *(_number(figures[key]) for figures in figured.values())]
+        for key, text in SUCCESS_FIGURES.items()
+        if any(figures[key] is not None for figures in figured.values())
+    ]
+    if rows:
+        yield table(["figure", *(run.replace("_", " ") for run in figured)], rows)
+
+
+def _interval(share: float | None, interval: Sequence[float] | None, trials: int | None) -> str:
+    if share is None or interval is None:
+        return ""
+    return f"{share:.0%} ({interval[0]:.0%} to {interval[1]:.0%}, n {trials})"
 
 
 def _stage_table(stages: Sequence[StageRecord]) -> str:

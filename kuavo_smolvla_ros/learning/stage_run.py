@@ -33,6 +33,7 @@ from kuavo_smolvla_ros.learning.outputs import (
     make_wandb,
     read_rows,
 )
+from kuavo_smolvla_ros.learning.record import STAGE_FILE, SUCCESS_FILE
 from kuavo_smolvla_ros.learning.replay import ReplayDatasetManager
 from kuavo_smolvla_ros.learning.settings import RunSettings
 from kuavo_smolvla_ros.learning.sources import TaskSource
@@ -46,7 +47,6 @@ from kuavo_smolvla_ros.policy.freezing import count_parameters
 from kuavo_smolvla_ros.policy.network import LM_HEAD
 from kuavo_smolvla_ros.policy.processor_kuavo_smolvla import make_kuavo_smolvla_pre_post_processors
 
-STAGE_FILE = "stage.json"
 BUFFERS_FILE = "replay_buffers.json"
 
 
@@ -171,7 +171,7 @@ def clear_stage(folder: Path) -> None:
         shutil.rmtree(folder / name, ignore_errors=True)
     for old in folder.glob("epoch*"):
         shutil.rmtree(old)
-    for name in (RESULTS_FILE, STAGE_FILE, BUFFERS_FILE):
+    for name in (RESULTS_FILE, STAGE_FILE, BUFFERS_FILE, SUCCESS_FILE):
         (folder / name).unlink(missing_ok=True)
 
 

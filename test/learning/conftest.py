@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from kuavo_smolvla_ros.learning.outputs import RunLog
 from kuavo_smolvla_ros.learning.schedule import Schedule
 from kuavo_smolvla_ros.learning.sources import Facts, TaskSource
 from kuavo_smolvla_ros.learning.stage import (
@@ -179,3 +181,79 @@ def make_stage(make_task: Callable[..., TaskData]) -> Callable[..., Stage]:
         )
 
     return make
+
+
+LOSSES = {  # before the stage, and at its end
+    1: ({"1": 3.0}, {"1": 0.2}),
+    2: ({"1": 0.2, "2": 4.0}, {"1": 0.3, "2": 0.1}),
+}
+
+
+def result(loss: float) -> dict[str, Any]:
+    return {
+        "loss": loss,
+        "open_loop_error": loss / 10,
+        "error_by_joint": {"a_joint": loss / 10, "a_gripper": 0.1},
+        "error_by_horizon": [0.01, 0.02],
+        "gripper_accuracy": 0.9,
+        "frames": 4,
+    }
+
+
+@pytest.fixture(scope="session")
+def write_stage() -> Callable[..., None]:
+    """What a stage leaves behind, as far as a report reads it: `write_stage(root, number, finished=True)`."""
+    return write_stage_files
+
+
+def write_stage_files(root: Path, number: int, finished: bool = True) -> None:
+    folder = root / f"task{number}"
+    tasks = [{"number": n, "name": f"task{n}"} for n in range(1, number + 1)]
+    log = RunLog(folder, 0)
+    (folder / "stage.json").write_text(
+        json.dumps({"stage": {"name": f"task{number}", "tasks": tasks, "optimizer": {"lr": 1e-4}}})
+    )
+    shares = {str(t["number"]): 1 / number for t in tasks}
+    log.write(
+        "stage",
+        0,
+        total_steps=20,
+        shares=shares,
+        vision_layers=4,
+        unfrozen_layers=[2, 3],
+        parameters={"vision_layers": {"total": 10, "trained": 5}},
+    )
+    verdicts = [{"task": "task1", "loss": 0.3, "ratio": 1.5, "verdict": "degraded", "advice": "Raise <it>"}]
+    before, after = LOSSES[number]
+    for step, losses in ((0, before), (20, after)):
+        log.write(
+            "validation",
+            step,
+            epoch=step / 10,
+            mean_loss=0.0,
+            tasks={n: result(loss) for n, loss in losses.items()},
+            verdicts=verdicts,
+        )
+        log.write(
+            "train",
+            step + 5,
+            loss=0.5,
+            lr_by_group={"main": 1e-4},
+            realised_shares=shares,
+            samples_per_s=10.0 * (step + 1),
+            data_s=0.1,
+            preprocess_s=0.2,
+            update_s=0.7,
+        )
+    log.close()
+    if finished:
+        (folder / "training_results.json").write_text(
+            json.dumps(
+                {
+                    "best_validation": after,
+                    "best_loss": after[str(number)],
+                    "verdicts": verdicts,
+                    "elapsed_s": 60,
+                }
+            )
+        )

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,16 +14,22 @@ from kuavo_smolvla_ros.policy.untrained import save_untrained
 from kuavo_smolvla_ros.robot.spec import load_spec
 
 PROGRAM = Path(__file__).parents[2] / "training" / "evaluate.py"
+Evaluate = Callable[..., tuple[int, str]]
+SHORT = ("--max-steps", "3", "--n-action-steps", "2")
 
 
-def evaluate(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(PROGRAM), *arguments],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
+@pytest.fixture
+def evaluate(start_program: Callable[..., Any], tmp_path: Path) -> Evaluate:
+    """Run the program; its exit status, and what it printed."""
+
+    def run(*arguments: object) -> tuple[int, str]:
+        printed = tmp_path / "printed"
+        printed.unlink(missing_ok=True)
+        process = start_program([str(PROGRAM), *map(str, arguments)], printed)
+        process.join(280)
+        return process.exitcode, printed.read_text()
+
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -32,21 +38,63 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_episodes_are_counted_with_their_interval_and_are_the_same_again(
-    checkpoint: Path, tmp_path: Path
+    checkpoint: Path, tmp_path: Path, evaluate: Evaluate
 ) -> None:
-    options = ("--tasks", "2", "--episodes", "2", "--max-steps", "3", "--n-action-steps", "2")
-    first = evaluate(
-        str(checkpoint), *options, "--json", str(tmp_path / "a.json"), "--videos", str(tmp_path / "v")
-    )
-    assert first.returncode == 0, first.stderr[-2000:]
-    assert "task 2 task2_weighing: 0 of 2 (0%, 95 % interval 0% to 66%)" in first.stdout
+    options = ("--tasks", "2", "--episodes", "2", *SHORT)
+    code, printed = evaluate(checkpoint, *options, "--json", tmp_path / "a.json", "--videos", tmp_path / "v")
+    assert code == 0, printed[-2000:]
+    assert "task 2 task2_weighing: 0 of 2 (0%, 95 % interval 0% to 66%)" in printed
     result = json.loads((tmp_path / "a.json").read_text())["tasks"][0]
     assert [episode["seed"] for episode in result["episodes"]] == [0, 1]
     assert all(episode["steps"] == 3 and not episode["success"] for episode in result["episodes"])
     assert sorted(file.name for file in (tmp_path / "v").iterdir()) == ["task2_seed0.mp4", "task2_seed1.mp4"]
-    again = evaluate(str(checkpoint), *options, "--json", str(tmp_path / "b.json"))
-    assert again.returncode == 0
+    code, _ = evaluate(checkpoint, *options, "--json", tmp_path / "b.json")
+    assert code == 0
     assert json.loads((tmp_path / "b.json").read_text()) == json.loads((tmp_path / "a.json").read_text())
+
+
+def test_all_stages_of_a_curriculum_become_the_success_matrix(
+    checkpoint: Path, tmp_path: Path, evaluate: Evaluate, write_stage: Callable[..., None]
+) -> None:
+    root = tmp_path / "run"
+    for number in (1, 2):
+        write_stage(root, number)
+        shutil.copytree(checkpoint, root / f"task{number}" / "best")
+    code, printed = evaluate(
+        root,
+        "--tasks",
+        "1",
+        "2",
+        "4",
+        "--episodes",
+        "1",
+        *SHORT,
+        "--workers",
+        "2",
+        "--json",
+        tmp_path / "a.json",
+    )
+    assert code == 0, printed[-2000:]
+    assert "task1: task 2 task2_weighing: 0 of 1" in printed
+    assert "task2: not evaluated: task 4 needs the actions" in printed
+    entry = json.loads((root / "forgetting.json").read_text())["curriculum"]["success"]
+    assert entry["success"] == [[0.0, 0.0], [0.0, 0.0]]
+    assert entry["figures"]["average"] == 0.0
+    assert "Success in simulation after the last stage" in (root / "report.html").read_text()
+    stages = json.loads((tmp_path / "a.json").read_text())["stages"]
+    assert [len(stage["tasks"]) for stage in stages] == [2, 2]
+
+
+def test_a_stages_result_alone_enters_its_row(
+    checkpoint: Path, tmp_path: Path, evaluate: Evaluate, write_stage: Callable[..., None]
+) -> None:
+    write_stage(tmp_path / "run", 1)
+    best = tmp_path / "run" / "task1" / "best"
+    shutil.copytree(checkpoint, best)
+    code, printed = evaluate(best, "--tasks", "1", "--episodes", "1", *SHORT)
+    assert code == 0, printed[-2000:]
+    assert f"kept in {best.parent}" in printed
+    assert json.loads((best.parent / "success.json").read_text())["tasks"]["1"]["trials"] == 1
 
 
 @pytest.mark.parametrize(
@@ -59,9 +107,9 @@ def test_episodes_are_counted_with_their_interval_and_are_the_same_again(
     ],
 )
 def test_what_cannot_be_evaluated_is_one_sentence(
-    checkpoint: Path, arguments: tuple[str, ...], code: int, sentence: str
+    checkpoint: Path, evaluate: Evaluate, arguments: tuple[str, ...], code: int, sentence: str
 ) -> None:
-    result = evaluate(str(checkpoint), *arguments)
-    assert result.returncode == code, result.stderr[-2000:]
-    assert sentence in result.stderr
-    assert "Traceback" not in result.stderr
+    status, printed = evaluate(checkpoint, *arguments)
+    assert status == code, printed[-2000:]
+    assert sentence in printed
+    assert "Traceback" not in printed

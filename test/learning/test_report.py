@@ -4,89 +4,25 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from kuavo_smolvla_ros.errors import UserError
 from kuavo_smolvla_ros.learning.estimate import duration, measured_rate
-from kuavo_smolvla_ros.learning.outputs import RunLog
+from kuavo_smolvla_ros.learning.metrics import wilson
 from kuavo_smolvla_ros.learning.record import forgetting, loss_matrix, read_stages
 from kuavo_smolvla_ros.learning.report import sentences, table, write_report
+from kuavo_smolvla_ros.learning.success import checkpoints_of, keep, stage_of, tally
 
-LOSSES = {  # before the stage, and at its end
-    1: ({"1": 3.0}, {"1": 0.2}),
-    2: ({"1": 0.2, "2": 4.0}, {"1": 0.3, "2": 0.1}),
-}
-
-
-def result(loss: float) -> dict[str, Any]:
-    return {
-        "loss": loss,
-        "open_loop_error": loss / 10,
-        "error_by_joint": {"a_joint": loss / 10, "a_gripper": 0.1},
-        "error_by_horizon": [0.01, 0.02],
-        "gripper_accuracy": 0.9,
-        "frames": 4,
-    }
-
-
-def write_stage(root: Path, number: int, finished: bool = True) -> None:
-    folder = root / f"task{number}"
-    tasks = [{"number": n, "name": f"task{n}"} for n in range(1, number + 1)]
-    log = RunLog(folder, 0)
-    (folder / "stage.json").write_text(
-        json.dumps({"stage": {"name": f"task{number}", "tasks": tasks, "optimizer": {"lr": 1e-4}}})
-    )
-    shares = {str(t["number"]): 1 / number for t in tasks}
-    log.write(
-        "stage",
-        0,
-        total_steps=20,
-        shares=shares,
-        vision_layers=4,
-        unfrozen_layers=[2, 3],
-        parameters={"vision_layers": {"total": 10, "trained": 5}},
-    )
-    verdicts = [{"task": "task1", "loss": 0.3, "ratio": 1.5, "verdict": "degraded", "advice": "Raise <it>"}]
-    before, after = LOSSES[number]
-    for step, losses in ((0, before), (20, after)):
-        log.write(
-            "validation",
-            step,
-            epoch=step / 10,
-            mean_loss=0.0,
-            tasks={n: result(loss) for n, loss in losses.items()},
-            verdicts=verdicts,
-        )
-        log.write(
-            "train",
-            step + 5,
-            loss=0.5,
-            lr_by_group={"main": 1e-4},
-            realised_shares=shares,
-            samples_per_s=10.0 * (step + 1),
-            data_s=0.1,
-            preprocess_s=0.2,
-            update_s=0.7,
-        )
-    log.close()
-    if finished:
-        (folder / "training_results.json").write_text(
-            json.dumps(
-                {
-                    "best_validation": after,
-                    "best_loss": after[str(number)],
-                    "verdicts": verdicts,
-                    "elapsed_s": 60,
-                }
-            )
-        )
+WriteStage = Callable[..., None]
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
+def root(tmp_path: Path, write_stage: WriteStage) -> Path:
     write_stage(tmp_path, 2)
     write_stage(tmp_path, 1)
     return tmp_path
@@ -106,7 +42,7 @@ def test_the_figures_follow_from_the_matrix(root: Path) -> None:
     assert entry["figures"]["joint_gap"] is None
 
 
-def test_a_stage_that_is_not_finished_is_reported_as_such(tmp_path: Path) -> None:
+def test_a_stage_that_is_not_finished_is_reported_as_such(tmp_path: Path, write_stage: WriteStage) -> None:
     write_stage(tmp_path, 1, finished=False)
     said = list(sentences(read_stages(tmp_path), forgetting(tmp_path)))
     assert said[0] == "0 of 1 stages that were begun are finished."
@@ -157,7 +93,7 @@ def test_the_same_files_make_the_same_page(root: Path) -> None:
     assert second.read_text() == text
 
 
-def test_a_reference_without_a_first_stage_borrows_it(root: Path) -> None:
+def test_a_reference_without_a_first_stage_borrows_it(root: Path, write_stage: WriteStage) -> None:
     place = root / "references" / "no_replay"
     write_stage(place, 2)
     content = forgetting(root)
@@ -166,6 +102,71 @@ def test_a_reference_without_a_first_stage_borrows_it(root: Path) -> None:
     shutil.rmtree(root / "task1")
     shutil.rmtree(root / "task2")
     assert "curriculum" not in forgetting(root)
+
+
+def succeed(root: Path, number: int, *rates: int, **conditions: Any) -> None:
+    """The stage's row: of ten episodes of task 1, 2 ... so many succeed."""
+    results = [
+        {"task": task, **tally([{"success": n < good, "score": 10.0} for n in range(10)])}
+        for task, good in enumerate(rates, 1)
+    ]
+    keep(root / f"task{number}", results, level="easy", **conditions)
+
+
+def test_success_makes_a_matrix_of_its_own_beside_the_losses(root: Path) -> None:
+    assert forgetting(root)["curriculum"]["success"] is None
+    succeed(root, 1, 8)
+    entry = forgetting(root)["curriculum"]["success"]
+    assert entry["success"] == [[0.8, None], [None, None]]
+    assert entry["figures"] is None  # the last stage is not evaluated yet
+    succeed(root, 1, 8, 1)
+    succeed(root, 2, 6, 9)
+    place = root / "references" / "joint"
+    shutil.copytree(root / "task2", place / "task2")
+    succeed(place, 2, 10, 9)
+    entry = forgetting(root)["curriculum"]["success"]
+    assert entry["success"] == [[0.8, 0.1], [0.6, 0.9]]
+    assert entry["trials"] == [[10, 10], [10, 10]]
+    low, high = entry["interval_95"][1][0]
+    assert (low, high) == pytest.approx((wilson(6, 10).low, wilson(6, 10).high))
+    figures = entry["figures"]
+    assert figures["average"] == pytest.approx(0.75)
+    assert figures["negative_backward_transfer"] == pytest.approx(0.2)
+    assert figures["backward_transfer"] == pytest.approx(-0.2)
+    assert figures["joint_gap"] == pytest.approx(0.2)
+    file = write_report(root)
+    assert file is not None
+    text = file.read_text()
+    assert "<h2>Success in simulation</h2>" in text
+    assert "60% (31% to 83%, n 10)" in text
+    assert "after the last stage: task 1 60%" in text
+    checker = Checker()
+    checker.feed(text)
+    assert checker.open == []
+
+
+def test_evaluating_again_replaces_and_other_conditions_begin_anew(root: Path) -> None:
+    succeed(root, 1, 8, 1)
+    keep(root / "task1", [{"task": 2, **tally([{"success": True, "score": 1.0}])}], level="easy")
+    row = json.loads((root / "task1" / "success.json").read_text())["tasks"]
+    assert {number: entry["success"] for number, entry in row.items()} == {"1": 0.8, "2": 1.0}
+    succeed(root, 1, 5, first_seed=100)
+    row = json.loads((root / "task1" / "success.json").read_text())["tasks"]
+    assert {number: entry["success"] for number, entry in row.items()} == {"1": 0.5}
+    with pytest.raises(UserError, match="no episode was played"):
+        tally([])
+
+
+def test_only_a_finished_stages_result_is_part_of_the_matrix(
+    root: Path, tmp_path: Path, write_stage: WriteStage
+) -> None:
+    assert checkpoints_of(root) == [root / "task1" / "best", root / "task2" / "best"]
+    assert stage_of(root / "task1" / "best") == root / "task1"
+    assert stage_of(root / "task1" / "last") is None
+    assert stage_of(tmp_path / "elsewhere" / "best") is None
+    (root / "task2" / "training_results.json").unlink()
+    assert checkpoints_of(root) == [root / "task1" / "best"]
+    assert stage_of(root / "task2" / "best") is None
 
 
 def test_throughput_of_an_earlier_stage_serves_for_estimates(root: Path) -> None:
