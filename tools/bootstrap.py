@@ -23,7 +23,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PLUGIN = Path("plugin/lerobot_policy_kuavo_smolvla")
-EXTRAS = ("ros", "bags", "cluster", "sim", "train", "test")
+EXTRAS = ("ros", "bags", "view", "cluster", "sim", "train", "test")
 PYTHONS = ((3, 10), (3, 11), (3, 12))
 WHEELS = "wheels"
 STAMP = "kuavo_setup.json"

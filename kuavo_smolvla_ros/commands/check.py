@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from kuavo_smolvla_ros.errors import UsageError
 
 if TYPE_CHECKING:
-    from kuavo_smolvla_ros.robot.audit import StreamAudit, StreamReport
+    from kuavo_smolvla_ros.robot.audit import StreamReport
     from kuavo_smolvla_ros.robot.description import RobotSpec
 
 EPILOG = """examples:
@@ -22,7 +22,7 @@ EPILOG = """examples:
   kuavo-smolvla check kuavo_sim_bag --bag episode_000.bag
   kuavo-smolvla check kuavo --live --seconds 10
 
-exit status: 0 everything fits, 1 something does not, 2 used wrongly"""
+exit status: 0 everything fits, 1 something does not or cannot be read, 2 used wrongly"""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -56,8 +56,11 @@ def run(args: argparse.Namespace) -> int:
     if args.bag is None and not args.live:
         return 0
     conditions: Sequence[str] = ()
+    damages: Sequence[str] = ()
     if args.bag is not None:
-        audits = audit_bag(spec, args.bag)
+        from kuavo_smolvla_ros.data.bag_audit import audit_bag
+
+        audits, damages = audit_bag(spec, args.bag)
     else:
         from kuavo_smolvla_ros import dds
 
@@ -67,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
         audits, conditions = listen(spec, args.seconds, sim_time=args.sim_time)
     rows = reports(spec, audits)
     print(format_table(rows))
-    for text in conditions:
+    for text in (*damages, *conditions):
         print(f"  ! {text}")
     if args.json is not None:
         document = {
@@ -75,31 +78,13 @@ def run(args: argparse.Namespace) -> int:
             "fingerprint": spec.fingerprint,
             "streams": [r.to_dict() for r in rows],
         }
-        args.json.write_text(json.dumps(document | {"preconditions": list(conditions)}, indent=2) + "\n")
+        document |= {"preconditions": list(conditions), "damages": list(damages)}
+        args.json.write_text(json.dumps(document, indent=2) + "\n")
     bad = sum(bool(row.problems) for row in rows) + len(conditions)
-    print(f"{len(rows)} streams, {bad} that do not fit" if bad else f"{len(rows)} streams, all fit")
-    return 1 if bad else 0
-
-
-def audit_bag(spec: RobotSpec, path: Path) -> dict[str, StreamAudit]:
-    """Feed a recording through one audit per stream."""
-    from kuavo_smolvla_ros.data.bags import open_bag
-    from kuavo_smolvla_ros.robot.audit import StreamAudit
-    from kuavo_smolvla_ros.robot.fields import MessageError
-
-    audits = {s.name: StreamAudit(spec, s) for s in spec.streams.values()}
-    by_topic = {audit.stream.topic: audit for audit in audits.values()}
-    with open_bag(path) as bag:
-        for topic, audit in by_topic.items():
-            audit.found_type = bag.types.get(topic)
-        fitting = {t for t, audit in by_topic.items() if audit.found_type == audit.stream.type}
-        for message in bag.messages(fitting):
-            audit = by_topic[message.topic]
-            try:
-                audit.add(message.receive_ns, message.decode())
-            except MessageError as error:
-                audit.add_fault(str(error))
-    return audits
+    verdict = f"{bad} that do not fit" if bad else "all fit"
+    damaged = f"; the recording is damaged in {len(damages)} places" if damages else ""
+    print(f"{len(rows)} streams, {verdict}{damaged}")
+    return 1 if bad or damages else 0
 
 
 def _headline(spec: RobotSpec) -> str:

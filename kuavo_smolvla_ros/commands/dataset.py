@@ -11,6 +11,7 @@ EXAMPLE = """example:
   kuavo-smolvla dataset merge datasets/monday datasets/tuesday --into datasets/weighing
   kuavo-smolvla dataset split datasets/weighing --into datasets/weighing_ --shares train=0.9 validation=0.1
   kuavo-smolvla dataset subset datasets/weighing --episodes 0-99,120 --into datasets/weighing_100
+  kuavo-smolvla dataset subset datasets/weighing --verdict good suspect --into datasets/weighing_clean
 """
 
 
@@ -36,6 +37,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
     chosen = subset.add_mutually_exclusive_group(required=True)
     chosen.add_argument("--episodes", metavar="LIST", help="for example 0-99,120")
     chosen.add_argument("--without", metavar="LIST", help="all but these")
+    chosen.add_argument(
+        "--verdict",
+        nargs="+",
+        choices=("good", "suspect", "bad"),
+        metavar="WORD",
+        help="those that the quality report calls good, suspect or bad",
+    )
+    subset.add_argument(
+        "--thresholds", type=Path, metavar="FILE", help="with --verdict: as for kuavo-smolvla report"
+    )
+    subset.add_argument("--robot", help="with --verdict: as for kuavo-smolvla report")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -52,13 +64,33 @@ def run(args: argparse.Namespace) -> int:
         for name, report in merge.split(args.dataset, roots, shares, args.seed).items():
             print(f"{roots[name]}: {report.episodes} episodes ({report.frames} frames)")
     else:
-        dataset = merge.load_dataset(args.dataset)
-        everything = range(dataset.info["total_episodes"])
-        listed = parse_numbers(args.episodes or args.without)
-        picked = listed if args.episodes else set(everything) - listed
-        report = merge.subset(args.dataset, args.into, picked)
+        picked, reasons = _picked(args)
+        report = merge.subset(args.dataset, args.into, picked, reasons)
         print(f"{args.into}: {report.episodes} episodes ({report.frames} frames)")
     return 0
+
+
+def _picked(args: argparse.Namespace) -> tuple[set[int], dict[int, str]]:
+    """The episodes asked for, and why each of the others was not."""
+    from kuavo_smolvla_ros.data import merge
+    from kuavo_smolvla_ros.data.quality_settings import QualitySettings
+    from kuavo_smolvla_ros.data.report import make_report
+    from kuavo_smolvla_ros.errors import UsageError
+
+    if args.verdict:
+        rules = QualitySettings.load(args.thresholds)
+        judged = make_report(args.dataset, rules, robot=args.robot, pictures=0).episodes
+        reasons = {e.index: e.why for e in judged if e.verdict not in args.verdict}
+        picked = {e.index for e in judged} - set(reasons)
+        if not picked:
+            raise UsageError(f"no episode of {args.dataset} is {' or '.join(args.verdict)}")
+        return picked, reasons
+    if args.thresholds or args.robot:
+        raise UsageError("--thresholds and --robot belong to --verdict")
+    listed = parse_numbers(args.episodes or args.without)
+    if args.episodes:
+        return listed, {}
+    return set(range(merge.load_dataset(args.dataset).info["total_episodes"])) - listed, {}
 
 
 def parse_numbers(text: str) -> set[int]:

@@ -1,107 +1,64 @@
-"""Write a short synthetic recording of the simulated robot's streams, and check it against the description.
+"""Walk the whole road in small: record simulated episodes over ROS, convert them, judge the datasets.
 
-Needs no robot, no simulator and no ROS installation.
+Everything happens on this machine. What was interrupted goes on where it was; a page and a summary of what
+was done stand at the end, and grow with each step.
 """
 
 from __future__ import annotations
 
 import argparse
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from kuavo_smolvla_ros.robot.description import RobotSpec
+from kuavo_smolvla_ros.errors import UsageError, UserError
 
-SECONDS = 3.0
-TRANSPORT_S = 0.004  # between stamp and arrival
-NS = 1_000_000_000
-START_NS = 1_700_000_000 * NS
+EPILOG = """examples:
+  kuavo-smolvla demo
+  kuavo-smolvla demo --quick           # seconds; needs neither the simulator nor ROS
+  kuavo-smolvla demo --tasks 1 --episodes 1 --out outputs/one
+
+exit status: 0 done, 1 something failed, 2 used wrongly"""
+
+NEEDED = {"rclpy": "ros", "mujoco": "sim", "mink": "sim", "rosbags": "bags", "av": "bags"}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = EPILOG
     parser.add_argument("--out", type=Path, default=Path("outputs/demo"), help="default: outputs/demo")
-    parser.epilog = "example: kuavo-smolvla demo"
-
-
-def run(args: argparse.Namespace) -> int:
-    from kuavo_smolvla_ros.commands import check
-    from kuavo_smolvla_ros.robot.spec import load_spec
-
-    bag = args.out / "bag"
-    shutil.rmtree(bag, ignore_errors=True)
-    bag.parent.mkdir(parents=True, exist_ok=True)
-    spec = load_spec("kuavo_sim")
-    print(f"{SECONDS:g} s of both arms swinging, with three cameras -> {bag}")
-    write_bag(bag, spec, SECONDS)
-    parser = argparse.ArgumentParser()
-    check.configure(parser)
-    print(f"kuavo-smolvla check {spec.name} --bag {bag}")
-    return check.run(parser.parse_args([spec.name, "--bag", str(bag)]))
-
-
-def write_bag(path: Path, spec: RobotSpec, seconds: float) -> None:
-    """A rosbag2 (mcap) with every stream of the description at its own rate."""
-    from rosbags.rosbag2 import StoragePlugin, Writer
-    from rosbags.typesys import Stores, get_typestore
-
-    store = get_typestore(Stores.ROS2_JAZZY)
-    with Writer(path, version=9, storage_plugin=StoragePlugin.MCAP) as writer:
-        connections = {
-            s.name: writer.add_connection(s.topic, s.type, typestore=store) for s in spec.streams.values()
-        }
-        for stamp_ns, stream, message in sorted(_messages(spec, store, seconds), key=lambda item: item[0]):
-            data = store.serialize_cdr(message, spec.streams[stream].type)
-            writer.write(connections[stream], stamp_ns + round(TRANSPORT_S * NS), data)
-
-
-def _messages(spec: RobotSpec, store: Any, seconds: float) -> Iterator[tuple[int, str, Any]]:
-    from kuavo_smolvla_ros.robot.vectors import encode_action, encode_state
-
-    types = store.types
-    for stream in spec.streams.values():
-        for tick in range(round(seconds * stream.rate_hz)):
-            time_s = tick / stream.rate_hz
-            stamp_ns = START_NS + round(time_s * NS)
-            stamp = types["builtin_interfaces/msg/Time"](sec=stamp_ns // NS, nanosec=stamp_ns % NS)
-            header = types["std_msgs/msg/Header"](stamp=stamp, frame_id="")
-            if stream.type == "sensor_msgs/msg/CompressedImage":
-                message = types[stream.type](header=header, format="jpeg", data=_picture(time_s))
-            else:
-                names = spec.state_names if stream.direction == "in" else spec.action_names
-                encode = encode_state if stream.direction == "in" else encode_action
-                fields = encode(spec, _swing(spec, names, time_s))[stream.name]
-                message = _joint_state(types[stream.type], header, fields)
-            yield stamp_ns, stream.name, message
-
-
-def _swing(spec: RobotSpec, names: tuple[str, ...], time_s: float) -> Any:
-    """Every joint swings gently around the middle of its range."""
-    import numpy as np
-
-    limits = spec.limits(names)
-    middle, reach = (limits.lower + limits.upper) / 2, (limits.upper - limits.lower) / 2
-    return middle + 0.2 * reach * np.sin(2 * np.pi * 0.25 * time_s)
-
-
-def _joint_state(message_type: Any, header: Any, fields: dict[str, Any]) -> Any:
-    import numpy as np
-
-    empty = np.empty(0)
-    position = np.array(fields["position"], dtype=np.float64)
-    return message_type(
-        header=header, name=list(fields["name"]), position=position, velocity=empty, effort=empty
+    parser.add_argument("--quick", action="store_true", help="only the first step: a made-up recording")
+    parser.add_argument(
+        "--tasks", type=int, nargs="+", default=[1, 2, 3, 4], metavar="N", help="default: all"
+    )
+    parser.add_argument("--episodes", type=int, default=2, metavar="N", help="of each task (default 2)")
+    parser.add_argument(
+        "--real-time-factor",
+        type=float,
+        default=0.0,
+        metavar="X",
+        help="of the simulator; 0, the default: as fast as pictures are drawn, and none is left out",
     )
 
 
-def _picture(time_s: float) -> Any:
-    """A bright square that moves over a grey ground, as jpeg."""
-    import numpy as np
+def run(args: argparse.Namespace) -> int:
+    import importlib.util
 
-    from kuavo_smolvla_ros.robot.images import encode_jpeg
+    unknown = sorted(set(args.tasks) - {1, 2, 3, 4})
+    if unknown:
+        raise UsageError(f"--tasks: there is no task {unknown[0]}; choose of 1, 2, 3, 4")
+    if args.episodes < 1 or not 0 <= args.real_time_factor <= 100:
+        raise UsageError("--episodes is at least 1, and --real-time-factor from 0 to 100")
+    needed = {"rosbags": "bags"} if args.quick else NEEDED
+    missing = sorted({extra for module, extra in needed.items() if importlib.util.find_spec(module) is None})
+    if missing:
+        raise UserError(f"this needs more: pip install 'kuavo_smolvla_ros[{','.join(missing)}]'")
+    from kuavo_smolvla_ros.demo.steps import PAGE, steps, walk
 
-    image = np.full((480, 640, 3), 90, np.uint8)
-    left = round(80 + 120 * time_s)
-    image[200:280, left : left + 80] = 230
-    return np.frombuffer(encode_jpeg(image, 90), np.uint8)
+    root = args.out.absolute()
+    root.mkdir(parents=True, exist_ok=True)
+    chosen = steps(sorted(set(args.tasks)), args.episodes, real_time_factor=args.real_time_factor)
+    try:
+        walk(root, chosen[:1] if args.quick else chosen, lambda text: print(text, flush=True))
+    except KeyboardInterrupt:
+        print(f"interrupted; run the same command again to go on ({args.out / PAGE} shows what is done)")
+        return 130
+    print(f"see {args.out / PAGE}")
+    return 0

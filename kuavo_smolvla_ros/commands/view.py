@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     except ImportError as error:
         if error.name is None or not error.name.startswith("rerun"):
             raise
-        raise UserError("this needs rerun: pip install rerun-sdk") from None
+        raise UserError("this needs rerun: pip install 'kuavo_smolvla_ros[view]'") from None
     if args.episode < 0:
         raise UsageError(f"--episode {args.episode}: episodes count from 0")
     if args.save is None:

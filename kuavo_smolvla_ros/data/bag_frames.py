@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from kuavo_smolvla_ros.data.bag_storage import Channel
 from kuavo_smolvla_ros.data.bag_types import decode
 from kuavo_smolvla_ros.data.bags import FilePlace, open_bag
+from kuavo_smolvla_ros.data.unpacked import Unpacked
 from kuavo_smolvla_ros.robot.description import Camera
 from kuavo_smolvla_ros.robot.image_files import JPEG_MAGIC, PNG_MAGIC, ImageError, jpeg_size, png_size
 from kuavo_smolvla_ros.robot.images import decode_image
@@ -28,12 +29,13 @@ class BagFrames:
     channel: Channel
     camera: Camera
     places: NDArray[np.int64]  # [T, 4], one `FilePlace` per grid step
+    unpacked: Unpacked | None = None
 
     def __len__(self) -> int:
         return len(self.places)
 
     def __iter__(self) -> Iterator[NDArray[np.uint8]]:
-        with open_bag(self.path, survey=False) as bag:
+        with open_bag(self.path, survey=False, unpacked=self.unpacked) as bag:
             picture: NDArray[np.uint8] | None = None
             last: list[int] | None = None
             for place in self.places.tolist():

@@ -21,6 +21,7 @@ from mcap.records import Channel as ChannelRecord
 from mcap.records import Metadata, Schema
 
 from kuavo_smolvla_ros.data.bag_storage import BagError, Channel, Contents, Entry, Place, Wanted, nothing
+from kuavo_smolvla_ros.data.unpacked import Unpacked
 
 _MAGIC = b"\x89MCAP0\r\n"
 _OUTSIDE = -1
@@ -35,7 +36,7 @@ _BROKEN = (struct.error, IndexError, ValueError, McapError)
 class McapStorage:
     """See `bag_storage.Storage`. A place is (start of the compressed chunk or -1, offset, length)."""
 
-    def __init__(self, path: Path, survey: bool = True) -> None:
+    def __init__(self, path: Path, survey: bool, _: Unpacked) -> None:
         self.path = path
         self.contents = Contents()
         self._size = path.stat().st_size

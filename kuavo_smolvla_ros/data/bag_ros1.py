@@ -14,6 +14,7 @@ from pathlib import Path
 import lz4.frame
 
 from kuavo_smolvla_ros.data.bag_storage import BagError, Channel, Contents, Entry, Place, Wanted, nothing
+from kuavo_smolvla_ros.data.unpacked import Unpacked
 
 _MAGIC = b"#ROSBAG V2.0\n"
 _MESSAGE, _BAG, _CHUNK, _CONNECTION = 2, 3, 5, 7
@@ -31,8 +32,9 @@ class _CutError(Exception):
 class Ros1Storage:
     """See `bag_storage.Storage`. A place is (start of the compressed chunk or -1, offset, length)."""
 
-    def __init__(self, path: Path, survey: bool = True) -> None:
+    def __init__(self, path: Path, survey: bool, unpacked: Unpacked) -> None:
         self.path = path
+        self._unpacked = unpacked
         self.contents = Contents()
         self._size = path.stat().st_size
         self._file = path.open("rb")
@@ -113,7 +115,7 @@ class Ros1Storage:
         if self._chunk is None or self._chunk[0] != place.container:
             self._file.seek(place.container)
             header, length = self._read_head()
-            self._chunk = (place.container, self._unpack(header, self._read(length)))
+            self._chunk = (place.container, self._unpack(header, self._read(length), place.container))
         return self._chunk[1][place.offset : place.offset + place.length]
 
     def _chunk_entries(
@@ -128,8 +130,8 @@ class Ros1Storage:
                 raise _CutError
             container, base = start - self._head_length, 0
             try:
-                data = self._unpack(header, packed)
-            except (OSError, ValueError, EOFError, RuntimeError):
+                data = self._unpack(header, packed, container)
+            except (ValueError, EOFError, RuntimeError):
                 self.contents.damage(self.path, f"the compressed chunk at byte {start} is damaged", last_ns)
                 return
         view = memoryview(data)
@@ -171,10 +173,17 @@ class Ros1Storage:
             serialization="ros1",
         )
 
-    def _unpack(self, header: dict[bytes, bytes], packed: bytes) -> bytes:
+    def _unpack(self, header: dict[bytes, bytes], packed: bytes, container: int) -> bytes:
         compression = header[b"compression"].decode()
         if compression == "bz2":
-            return bz2.decompress(packed)
+            data = self._unpacked.chunk(self.path, container)
+            if data is None:
+                try:
+                    data = bz2.decompress(packed)
+                except OSError as error:  # its word for damaged; those of the disk mean the disk
+                    raise ValueError(str(error)) from error
+                self._unpacked.keep(self.path, container, data)
+            return data
         if compression == "lz4":
             return bytes(lz4.frame.decompress(packed))
         raise BagError(f"{self.path}: chunks compressed with '{compression}' are not supported")

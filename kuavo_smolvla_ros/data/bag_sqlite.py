@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kuavo_smolvla_ros.data.bag_storage import BagError, Channel, Contents, Entry, Place, Wanted
+from kuavo_smolvla_ros.data.unpacked import Unpacked
 
 _MAGIC = b"SQLite format 3\0"
 _PAGE_SIZE_AT = 16
@@ -18,7 +19,7 @@ _FORMATS = {"ros2msg": "msg", "ros2idl": "idl"}
 class SqliteStorage:
     """See `bag_storage.Storage`. A place is (row, 0, 0)."""
 
-    def __init__(self, path: Path, survey: bool = True) -> None:
+    def __init__(self, path: Path, survey: bool, _: Unpacked) -> None:
         self.path = path
         self.contents = Contents()
         self._folder: tempfile.TemporaryDirectory[str] | None = None

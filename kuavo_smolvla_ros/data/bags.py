@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -23,10 +22,11 @@ from kuavo_smolvla_ros.data.bag_mcap import McapStorage
 from kuavo_smolvla_ros.data.bag_ros1 import Ros1Storage
 from kuavo_smolvla_ros.data.bag_sqlite import SqliteStorage
 from kuavo_smolvla_ros.data.bag_storage import BagError, Channel, Damage, Place, Storage, everything
+from kuavo_smolvla_ros.data.unpacked import Unpacked
 
 __all__ = ["Bag", "BagError", "BagMessage", "FilePlace", "open_bag"]
 
-_STORAGES: dict[str, Callable[[Path, bool], Storage]] = {
+_STORAGES: dict[str, Callable[[Path, bool, Unpacked], Storage]] = {
     ".bag": Ros1Storage,
     ".mcap": McapStorage,
     ".db3": SqliteStorage,
@@ -66,6 +66,7 @@ class Bag:
     path: Path
     files: tuple[Storage | None, ...]  # None: one that cannot be read; places count it all the same
     packs_messages: bool  # every message is compressed by itself
+    unpacked: Unpacked  # for who opens the same recording again
     _metadata: dict[str, str] = field(default_factory=dict)
     _damages: list[Damage] = field(default_factory=list)
 
@@ -116,27 +117,34 @@ class Bag:
 
 
 @contextmanager
-def open_bag(path: Path | str, survey: bool = True) -> Iterator[Bag]:
+def open_bag(path: Path | str, survey: bool = True, unpacked: Unpacked | None = None) -> Iterator[Bag]:
     """Open a ROS 1 `.bag`, or a folder or single file of rosbag2 (mcap, sqlite3).
 
-    Without `survey` nothing is known of it; enough for `Bag.read`.
+    Without `survey` nothing is known of it; enough for `Bag.read`. `unpacked` is that of an earlier opening.
     """
     path = Path(path)
     with ExitStack() as stack:
+        opening = _Opening(stack, survey, unpacked or Unpacked())
         try:
-            bag = _open_folder(path, stack, survey) if path.is_dir() else _open_file(path, stack, survey)
+            bag = _open_folder(path, opening) if path.is_dir() else _open_file(path, opening)
         except PermissionError as error:
             raise BagError(f"{error.filename or path}: no permission to read it") from error
         yield bag
 
 
-def _open_file(path: Path, stack: ExitStack, survey: bool) -> Bag:
+class _Opening(NamedTuple):
+    stack: ExitStack
+    survey: bool
+    unpacked: Unpacked
+
+
+def _open_file(path: Path, opening: _Opening) -> Bag:
     if not path.exists():
         raise BagError(f"{path}: there is no such recording")
-    return Bag(path, (_open_storage(path, stack, survey),), packs_messages=False)
+    return Bag(path, (_open_storage(path, opening),), False, opening.unpacked)
 
 
-def _open_folder(path: Path, stack: ExitStack, survey: bool) -> Bag:
+def _open_folder(path: Path, opening: _Opening) -> Bag:
     metadata, damages = _read_metadata(path)
     there = sorted((p for p in path.iterdir() if _suffix(p) in _STORAGES), key=_natural)
     listed = [path / PurePath(name).name for name in metadata.get("relative_file_paths", ())]
@@ -154,7 +162,7 @@ def _open_folder(path: Path, stack: ExitStack, survey: bool) -> Bag:
     storages: list[Storage | None] = []
     for file in files:
         try:
-            storages.append(_open_storage(file, stack, survey))
+            storages.append(_open_storage(file, opening))
         except BagError as error:
             if len(files) == 1:
                 raise
@@ -164,7 +172,7 @@ def _open_folder(path: Path, stack: ExitStack, survey: bool) -> Bag:
         raise BagError(f"{path}: none of its {len(files)} files can be read; {damages[-1].sentence}")
     custom = {str(key): str(value) for key, value in (metadata.get("custom_data") or {}).items()}
     by_message = str(metadata.get("compression_mode") or "").lower() == "message"
-    return Bag(path, tuple(storages), by_message, custom, damages)
+    return Bag(path, tuple(storages), by_message, opening.unpacked, custom, damages)
 
 
 def _read_metadata(path: Path) -> tuple[dict[str, Any], list[Damage]]:
@@ -187,20 +195,18 @@ def _read_metadata(path: Path) -> tuple[dict[str, Any], list[Damage]]:
     return content, []
 
 
-def _open_storage(path: Path, stack: ExitStack, survey: bool) -> Storage:
+def _open_storage(path: Path, opening: _Opening) -> Storage:
     suffix = _suffix(path)
     if suffix not in _STORAGES:
         raise BagError(f"{path}: is no recording ({', '.join(_STORAGES)} or a rosbag2 folder)")
-    plain = _decompressed(path, stack) if path.suffix == _PACKED else path
-    storage = _STORAGES[suffix](plain, survey)
-    stack.callback(storage.close)
+    # A file that was compressed as a whole can only be read by place once it is unpacked on the disk.
+    plain = opening.unpacked.file(path, _decompress) if path.suffix == _PACKED else path
+    storage = _STORAGES[suffix](plain, opening.survey, opening.unpacked)
+    opening.stack.callback(storage.close)
     return storage
 
 
-def _decompressed(path: Path, stack: ExitStack) -> Path:
-    """A file that was compressed as a whole can only be read by place once it is unpacked on the disk."""
-    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kuavo_bag_")))
-    target = folder / path.stem
+def _decompress(path: Path, target: Path) -> None:
     with path.open("rb") as source, target.open("wb") as sink:
         try:
             with zstandard.ZstdDecompressor().stream_reader(source) as reader:
@@ -208,7 +214,6 @@ def _decompressed(path: Path, stack: ExitStack) -> Path:
         except zstandard.ZstdError as error:
             if not sink.tell():
                 raise BagError(f"{path}: cannot be decompressed: {error}") from error
-    return target
 
 
 def _unpack(data: bytes | memoryview) -> bytes:

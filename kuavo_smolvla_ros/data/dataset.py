@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -198,8 +199,11 @@ def machine_faults(root: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            what = (
+                error.strerror if error.filename == tempfile.gettempdir() else f"no space is left for {root}"
+            )
             raise UserError(
-                f"no space is left for {root}; what is done is kept: free some and run the same command again"
+                f"{what}; what is done is kept: free some and run the same command again"
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             place = error.filename or root

@@ -36,7 +36,7 @@ from kuavo_smolvla_ros.data.segments import (
     split_at_pauses,
     trim_idle,
 )
-from kuavo_smolvla_ros.errors import UserError
+from kuavo_smolvla_ros.errors import UsageError
 from kuavo_smolvla_ros.robot.description import RobotSpec
 
 _COARSE_GAP_NS = 1_000_000_000  # a longer gap begins a new grid: stamps may lie years apart
@@ -106,7 +106,10 @@ class _Extraction:
     def run(self) -> list[Part] | Rejection:
         unknown = sorted(set(self._settings.receive_stamped) - set(self._spec.streams))
         if unknown:
-            raise UserError(f"extract.receive_stamped: {self._spec.name} has no stream '{unknown[0]}'")
+            known = ", ".join(self._spec.streams)
+            raise UsageError(
+                f"extract.receive_stamped: {self._spec.name} has no stream '{unknown[0]}'; it has {known}"
+            )
         task, instruction, bad = checks.labels(self._bag, self._spec, self._settings)
         index = index_recording(
             self._bag, self._spec, self._settings.receive_stamped, self._settings.marker_topic
@@ -319,8 +322,8 @@ class _Extraction:
         for role, camera in self._spec.cameras.items():
             record = index.streams[camera.stream]
             assert record.channel is not None
-            places = record.places[stretch.chosen[camera.stream][steps]]
-            frames[role] = BagFrames(self._bag.path, record.channel, camera, np.ascontiguousarray(places))
+            places = np.ascontiguousarray(record.places[stretch.chosen[camera.stream][steps]])
+            frames[role] = BagFrames(self._bag.path, record.channel, camera, places, self._bag.unpacked)
         return Episode(
             source=source,
             task=task,

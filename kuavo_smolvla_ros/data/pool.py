@@ -7,10 +7,12 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from functools import partial
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 
 from kuavo_smolvla_ros.data.recordings import Recording
@@ -45,7 +47,8 @@ def _in_processes(workers: int, job: Job, recordings: Sequence[Recording]) -> Re
     try:
         while True:
             while len(waiting) < 2 * workers + 1 and (recording := next(upcoming, None)):
-                waiting.append((recording, pool.submit(process, job, recording)))
+                with _deaf_to_ctrl_c():
+                    waiting.append((recording, pool.submit(process, job, recording)))
             if not waiting:
                 break
             try:
@@ -63,6 +66,21 @@ def _in_processes(workers: int, job: Job, recordings: Sequence[Recording]) -> Re
         ours.close()  # whoever is still at work is not needed any more
         pool.shutdown(cancel_futures=True)
         lifeline.close()
+
+
+@contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    """Processes started here never hear of Ctrl-C, from their first moment on: a terminal sends it to all.
+
+    `_live_while_needed` comes too late for that: a worker imports for a second before it runs. To this
+    process it comes all the same, afterwards.
+    """
+    resource_tracker.ensure_running()  # or starting it with the first worker would end what is blocked here
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _live_while_needed(lifeline: Connection) -> None:

@@ -18,6 +18,7 @@ from kuavo_smolvla_ros.robot.limits import Limits
 Vectors = NDArray[np.float64]
 _MOST_LAG_S = 1.5
 _LIMIT_MARGIN = 0.01  # of a joint's range, at its ends
+_AT_POSE_RAD = 0.05
 _OUTSIDE_MARGIN = 0.02  # a joint pushed against its stop reads a little beyond
 _SIGNATURE_STEPS = 24
 
@@ -41,6 +42,15 @@ class EpisodeQuality:
         return {None: "good", Severity.INFO: "good", Severity.WARNING: "suspect", Severity.ERROR: "bad"}[
             found
         ]
+
+    @property
+    def why(self) -> str:
+        """The verdict and what led to it, for who leaves the episode out."""
+        worst_one = max(self.findings, key=lambda finding: finding.severity.rank, default=None)
+        if worst_one is None or self.verdict == "good":
+            return f"judged {self.verdict}"
+        topic = f"{worst_one.topic}: " if worst_one.topic else ""
+        return f"judged {self.verdict}: {topic}{worst_one.sentence}"
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -93,9 +103,11 @@ class _Judgement:
             self._find(Code.STATIC, Severity.ERROR, f"no joint moves by more than {spans.max():.3f}")
 
     def commands(self, state: Vectors, action: Vectors) -> None:
-        names = self._spec.action_names
-        limits = self._spec.limits(names)
-        speed, jump = _speeds(action, limits, self._fps)
+        # Of arm joints only: a gripper is told open or closed and a base where to go, at once, and their own
+        # controllers take the time it needs.
+        columns = [i for i, name in enumerate(self._spec.action_names) if self._is_arm_joint(name)]
+        names = [self._spec.action_names[i] for i in columns]
+        speed, jump = _speeds(action[:, columns], self._spec.limits(names), self._fps)
         figures = self._result.figures
         figures["speed"] = _peak(speed, names)
         figures["acceleration"] = _peak(jump, names)
@@ -103,8 +115,14 @@ class _Judgement:
         figures["jerky_share"] = _share(jump > 1)
         self._over(Code.FAST, "fast_share", speed, names, "the velocity limit")
         self._over(Code.JERKY, "jerky_share", jump, names, "the acceleration limit")
-        for what, values, own in (("state", state, self._spec.state_names), ("action", action, names)):
+        for what, values, own in (
+            ("state", state, self._spec.state_names),
+            ("action", action, self._spec.action_names),
+        ):
             self._positions(what, values, own)
+
+    def _is_arm_joint(self, name: str) -> bool:
+        return self._spec.joints[name].unit == "rad" and name in self._spec.state_names
 
     def _positions(self, what: str, values: Vectors, names: Sequence[str]) -> None:
         chosen = [i for i, name in enumerate(names) if self._spec.joints[name].unit == "rad"]
@@ -123,9 +141,16 @@ class _Judgement:
             Code.OUT_OF_LIMITS, self._rules.outside_limits_share, outside, own, f"{what} outside its limits"
         )
         if what == "state":
+            # Where the task's own ready pose has a joint, it is meant to be.
+            at_limit &= np.abs(part - self._ready_pose(own)) > _AT_POSE_RAD
             self._share_over(
                 Code.AT_LIMIT, self._rules.at_limit_share, at_limit, own, "state at a position limit"
             )
+
+    def _ready_pose(self, names: Sequence[str]) -> Vectors:
+        """Where the episode's task begins (`task1_ready` for `task1_moving_grasp`); nowhere if not said."""
+        pose = self._spec.poses.get(f"{self._result.task.partition('_')[0]}_ready", {})
+        return np.array([pose.get(name, np.inf) for name in names])
 
     def _share_over(
         self, code: Code, limit: float | None, marked: NDArray[np.bool_], names: Sequence[str], what: str

@@ -74,6 +74,21 @@ def test_missing_topic_makes_the_check_fail(tmp_path: Path, capsys: pytest.Captu
     assert "7 streams, 1 that do not fit" in out
 
 
+def test_what_cannot_be_read_of_a_recording_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bag = write_bag(tmp_path / "bag", StoragePlugin.MCAP)
+    file = bag / "bag.mcap"
+    file.write_bytes(file.read_bytes()[: int(0.98 * file.stat().st_size)])
+    rows_file = tmp_path / "rows.json"
+    assert main(["check", "kuavo_sim", "--bag", str(bag), "--json", str(rows_file)]) == 1
+    out = capsys.readouterr().out
+    assert "! bag.mcap: cut off: " in out
+    assert "7 streams, all fit; the recording is damaged in 1 places" in out
+    (damage,) = json.loads(rows_file.read_text())["damages"]
+    assert damage.startswith("bag.mcap: cut off: ")
+
+
 def test_other_robots_description_does_not_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bag = write_bag(tmp_path / "bag", StoragePlugin.MCAP)
     assert main(["check", "kuavo", "--bag", str(bag)]) == 1

@@ -19,6 +19,7 @@ from kuavo_smolvla_ros.data.writer import PackLimits
 from kuavo_smolvla_ros.errors import UsageError, UserError
 
 
+@pytest.mark.slow  # starting a Ray takes longer than all else here
 def test_two_workers_of_a_cluster_give_the_same_bytes(
     small_spec: str,
     tmp_path: Path,

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from kuavo_smolvla_ros.data import convert as convert_module
 from kuavo_smolvla_ros.data import dataset as dataset_module
 from kuavo_smolvla_ros.data import journal as journal_module
 from kuavo_smolvla_ros.data import shard as shard_module
@@ -136,15 +137,18 @@ def test_a_crash_at_any_durable_step_and_another_run_equal_one_clean_run(
     crash_at: Callable[[int], Callable[[], int]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    recordings = recipes(**GOOD, aa=BAD["aa"], bb=BAD["bb"])
-    # Encoding is another test's; here the same recordings are converted a hundred times.
+    recordings = recipes(a=GOOD["a"], b=GOOD["b"], aa=BAD["aa"], bb=BAD["bb"])
+    # Encoding and reading descriptions are other tests'; here the same is converted a hundred times.
+    robot = convert_module.load_spec(settings.spec)
     ready = {r.name: shard_module.process(_job(settings, tmp_path), r) for r in recordings}
 
     def runner(job: shard_module.Job, pending: list[Recording]) -> Iterator[Any]:
         yield from (ready[recording.name] for recording in pending)
 
     def once(root: Path) -> Report:
-        return convert(recordings, root, settings, extract_recipe, runner=runner)
+        with monkeypatch.context() as patch:
+            patch.setattr(convert_module, "load_spec", lambda _: robot)
+            return convert(recordings, root, settings, extract_recipe, runner=runner)
 
     with monkeypatch.context() as patch:
         count = crash_at(0)
@@ -245,6 +249,24 @@ def test_killed_at_random_moments_and_run_again_equals_one_clean_run(
     assert contents(tmp_path / "killed") == contents(tmp_path / "clean")
 
 
+def test_ctrl_c_while_the_workers_start_is_one_traceback(
+    small_spec: str, tmp_path: Path, recipes: Recipes
+) -> None:
+    """They import for a second before they run anything of ours, and hear the terminal as well."""
+    recipes(**{f"r{n}": [{"length": 40, "seed": n}] for n in range(6)})
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    process = start(script, tmp_path / "bags", tmp_path / "out", small_spec)
+    deadline = time.monotonic() + 60
+    while len(descendants(process.pid)) < 3:  # the resource tracker and two workers
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    os.killpg(process.pid, signal.SIGINT)
+    errors = process.communicate(timeout=60)[1]
+    assert errors.count("Traceback") == 1, errors
+    assert errors.rstrip().endswith("KeyboardInterrupt")
+
+
 def test_ctrl_c_ends_at_once_and_keeps_what_is_done(
     small_spec: str, tmp_path: Path, recipes: Recipes
 ) -> None:
@@ -259,7 +281,7 @@ def test_ctrl_c_ends_at_once_and_keeps_what_is_done(
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers as well
     errors = process.communicate(timeout=60)[1]
     assert time.monotonic() - began < 10
-    assert errors.count("Traceback") == 1  # ours, which the command line turns into an exit status
+    assert errors.count("Traceback") == 1, errors  # ours, which the command line turns into an exit status
     assert "KeyboardInterrupt" in errors
     assert [p.name for p in (tmp_path / "out").iterdir()] in ([], [STAGING])
     if (tmp_path / "out" / STAGING).exists():

@@ -33,7 +33,7 @@ from kuavo_smolvla_ros.data.synthetic_bags import (
     type_store,
     write,
 )
-from kuavo_smolvla_ros.errors import UsageError, UserError
+from kuavo_smolvla_ros.errors import UsageError
 from kuavo_smolvla_ros.robot.description import RobotSpec
 from kuavo_smolvla_ros.robot.images import decode_image
 from kuavo_smolvla_ros.robot.serialized import peek_stamp_ns, serialized_digest
@@ -506,7 +506,7 @@ def test_settings_are_checked_by_name(given_settings: dict[str, Any], says: str)
 
 
 def test_unknown_streams_in_settings_are_named(record: Callable[..., Path]) -> None:
-    with pytest.raises(UserError, match="has no stream 'arms'"):
+    with pytest.raises(UsageError, match="has no stream 'arms'; it has head_image, "):
         take(record(), receive_stamped=["arms"])
 
 

@@ -267,6 +267,25 @@ def test_the_command_tells_merges_and_takes_parts(
     assert "left out: 4" in capsys.readouterr().out
 
 
+def test_a_part_by_the_verdict_of_the_quality_report(
+    make: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    twins = {"a": [{"length": 30, "seed": 1}], "b": [{"length": 30, "seed": 1, **WEIGH}]}
+    root = make("whole", "ab", recipes=twins)
+    lenient = tmp_path / "lenient.yaml"  # signals of a recipe know no limits
+    off = ("fast_share", "jerky_share", "outside_limits_share", "at_limit_share", "lag_s", "lead_s")
+    lenient.write_text("".join(f"{name}: null\n" for name in off) + "duplicate_distance: 0.5\n")
+    verdict = ("--verdict", "good", "suspect", "--thresholds", lenient)
+    assert call("subset", root, *verdict, "--into", tmp_path / "part") == 0
+    assert "1 episodes (30 frames)" in capsys.readouterr().out
+    (left,) = load_dataset(tmp_path / "part").recordings["b.bag"]["rejected"]
+    assert left["reason"] == "judged bad: repeats episode 0 (a.bag#0)"
+    with pytest.raises(UsageError, match="is suspect"):
+        call("subset", root, "--verdict", "suspect", "--thresholds", lenient, "--into", tmp_path / "none")
+    with pytest.raises(UsageError, match="belong to --verdict"):
+        call("subset", root, "--episodes", "0", "--thresholds", lenient, "--into", tmp_path / "none")
+
+
 @pytest.mark.parametrize(("text", "numbers"), [("3", {3}), ("0-2", {0, 1, 2}), ("0-1, 5,7-7", {0, 1, 5, 7})])
 def test_lists_of_numbers(text: str, numbers: set[int]) -> None:
     assert command.parse_numbers(text) == numbers

@@ -107,6 +107,22 @@ def test_limits_are_held_against_state_and_action() -> None:
     at_limit[:60, 3] = 0.0
     assert Code.AT_LIMIT in codes(view(at_limit))
     assert Code.OUT_OF_LIMITS not in codes(view(at_limit))
+    assert Code.AT_LIMIT in codes(view(at_limit, task="task1_moving_grasp"))  # begins with the elbow bent
+    assert Code.AT_LIMIT not in codes(view(at_limit, task="task4_sorting"))  # begins with it straight
+
+
+def test_grippers_and_bases_may_jump_for_their_controllers_take_their_time() -> None:
+    mobile = load_spec("kuavo_mobile")
+    action = np.stack([sines(mobile)(mobile.action_names, step / FPS) for step in range(80)])
+    strict = replace(RULES, fast_share=0.0, jerky_share=0.0)
+    calm = judge(view(swinging(), action), mobile, FPS, strict)
+    for name in ("left_gripper", "base_x", "base_yaw"):
+        action[40:, mobile.action_names.index(name)] = 1.0
+    judged = judge(view(swinging(), action), mobile, FPS, strict)
+    assert judged.figures["speed"] == calm.figures["speed"]
+    assert {f.code for f in judged.findings} == {f.code for f in calm.findings}
+    action[40:, 0] += 1.0
+    assert Code.FAST in {f.code for f in judge(view(swinging(), action), mobile, FPS, strict).findings}
 
 
 def test_static_episodes_and_unused_grippers() -> None:

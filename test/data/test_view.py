@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import rerun as rr
 
 from kuavo_smolvla_ros.cli import main
 from kuavo_smolvla_ros.data.convert import ConversionSettings, convert
@@ -15,6 +14,8 @@ from kuavo_smolvla_ros.data.episodes import extract
 from kuavo_smolvla_ros.data.recordings import find_recordings
 from kuavo_smolvla_ros.data.synthetic_bags import events, write
 from kuavo_smolvla_ros.robot.spec import load_spec
+
+rr = pytest.importorskip("rerun")
 
 
 @pytest.fixture(scope="module")

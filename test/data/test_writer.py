@@ -329,6 +329,7 @@ def test_pictures_can_be_kept_one_by_one(small_spec: str, tmp_path: Path, stills
     assert read[72]["frame_index"] == 2
 
 
+@pytest.mark.slow  # LeRobot's own program takes most of it to start
 def test_lerobot_train_takes_a_step(dataset: Path, tmp_path: Path) -> None:
     run = subprocess.run(
         [

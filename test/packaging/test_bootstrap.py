@@ -51,7 +51,7 @@ class TestRosChoice:
 
     def test_its_own_rclpy_replaces_the_wheels(self, bootstrap: types.ModuleType) -> None:
         assert "ros" in bootstrap.choose_extras("", "wheels")
-        assert bootstrap.choose_extras("", "jazzy") == ("bags", "cluster", "sim", "train", "test")
+        assert bootstrap.choose_extras("", "jazzy") == ("bags", "view", "cluster", "sim", "train", "test")
         assert bootstrap.choose_extras("ros,bags", "jazzy") == ("bags",)
 
     def test_a_python_that_cannot_import_rclpy_is_named(

@@ -1,0 +1,1 @@
+"""The whole road in small, on this machine: what `make demo` walks."""

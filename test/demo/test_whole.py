@@ -1,0 +1,65 @@
+"""The road itself, with real processes: one short episode is recorded over ROS, converted and judged."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kuavo_smolvla_ros.data.bags import open_bag
+from kuavo_smolvla_ros.data.dataset_reader import DatasetReader
+from kuavo_smolvla_ros.data.recording_metadata import read_recording_metadata
+from kuavo_smolvla_ros.robot.spec import load_spec
+
+pytest.importorskip("mujoco")
+
+TASK = "task3_placement"  # the shortest
+
+
+def demo(out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-m", "kuavo_smolvla_ros.cli", "demo", "--out", str(out)]
+    return subprocess.run(
+        [*line, "--tasks", "3", "--episodes", "1", *arguments],
+        capture_output=True, text=True, timeout=280, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_an_episode_goes_over_ros_into_a_dataset(tmp_path: Path) -> None:
+    out = tmp_path / "demo"
+    done = demo(out)
+    assert done.returncode == 0, done.stdout + done.stderr
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["complete"] is True
+    steps: dict[str, Any] = summary["steps"]
+    (episode,) = steps["record"]["episodes"]
+    assert episode["lost"] == ""
+    assert 5.0 < episode["seconds"] < 30.0
+    (dataset,) = steps["convert"]["datasets"]
+    assert dataset["left_out"] == [], "the simulator waits for its cameras, so nothing is missing"
+    assert dataset["frames"] == pytest.approx(10 * episode["seconds"], abs=15)
+    (judged,) = steps["report"]["datasets"]
+    assert judged["verdicts"]["bad"] == 0
+    assert (out / judged["videos"][0]).stat().st_size > 10_000
+
+    # What was commanded went over the robot's topics, at the rate of commands, and the arms followed it.
+    spec = load_spec(str(out / "robots" / "kuavo_sim.yaml"))
+    with open_bag(out / "recordings" / episode["bag"]) as bag:
+        times = [m.receive_ns for m in bag.messages({spec.streams["arm_command"].topic})]
+        metadata = read_recording_metadata(bag.metadata)
+        assert bag.damages == []
+    assert len(times) == pytest.approx(100 * episode["seconds"], rel=0.02)
+    assert metadata is not None
+    assert (metadata.task, metadata.fingerprint) == (TASK, spec.fingerprint)
+    assert 0.0 <= judged["lag_s"][0] < 0.3
+    reader = DatasetReader.open(out / dataset["root"])
+    ready = [spec.poses["task3_ready"].get(name, 0.0) for name in spec.state_names]
+    assert abs(reader.episode(0).state[0] - ready).max() < 0.1, "recorded from its first moment on"
+
+    again = demo(out)
+    assert again.returncode == 0
+    assert again.stdout.count("done already") == 4
