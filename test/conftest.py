@@ -46,7 +46,7 @@ settings.register_profile("thorough", parent=settings.get_profile("fast"), max_e
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))
 
 
-@pytest.fixture(name="reserve_domain")
+@pytest.fixture(name="reserve_domain", scope="session")
 def _reserve_domain() -> Callable[[], tuple[int, IO[str]]]:
     """For tests that start nodes: a domain for each test, free until its lock is closed."""
     return reserve_domain

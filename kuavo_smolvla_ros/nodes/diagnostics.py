@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Any
 
@@ -24,6 +24,15 @@ def status(name: str, level: Level, message: str, values: Mapping[str, Any]) -> 
     result.level = level.value
     result.values = [build(KeyValue, {"key": key, "value": str(value)}) for key, value in values.items()]
     return result
+
+
+def quantiles(name: str, ordered_s: Sequence[float]) -> dict[str, float]:
+    """Median, 95 of a hundred and the largest of some durations, in order; nothing of none."""
+    return {
+        f"{name}_{short}_s": round(ordered_s[min(int(share * len(ordered_s)), len(ordered_s) - 1)], 4)
+        for short, share in (("p50", 0.5), ("p95", 0.95), ("max", 1.0))
+        if ordered_s
+    }
 
 
 def as_dict(message: DiagnosticStatus) -> dict[str, str]:

@@ -33,7 +33,7 @@ from trajectory_msgs.msg import JointTrajectory
 from kuavo_smolvla_ros import __version__
 from kuavo_smolvla_ros.control.chunk import ActionChunk, Refusal
 from kuavo_smolvla_ros.control.executor import Executor
-from kuavo_smolvla_ros.control.reasons import ADVICE, Request, State, Transition
+from kuavo_smolvla_ros.control.reasons import ADVICE, Request, State, StopReason, Transition
 from kuavo_smolvla_ros.control.records import Decision, Inputs, JointSample
 from kuavo_smolvla_ros.control.settings import settings_for
 from kuavo_smolvla_ros.errors import UserError
@@ -112,6 +112,7 @@ class ExecutorNode(Node):
         self._conditions: dict[str, Any] = {}
         self._refusals: deque[str] = deque(maxlen=5)
         self._refused = 0
+        self._starved = 0
         self._told: tuple[Any, ...] = ()
         self.flight = self._flight_recorder()
         self._open()
@@ -305,6 +306,8 @@ class ExecutorNode(Node):
         told = (decision.state, decision.reason, decision.task)
         if told == self._told:
             return
+        if decision.reason is StopReason.STARVED and self._told[1:2] != (StopReason.STARVED,):
+            self._starved += 1
         self._told = told
         text = _situation(decision)
         if decision.reason is not None and decision.state in (State.STOPPING, State.HOLDING):
@@ -336,7 +339,13 @@ class ExecutorNode(Node):
         }
         if decision is None:
             return status("executor", Level.STALE, "no control period yet", values)
+        newest = self.core.intake.newest
         values |= {
+            "starvations": self._starved,
+            "chunk_age_s": "never" if newest is None else round((decision.ros_ns - newest[0]) / NS_PER_S, 3),
+            "joint_state_age_s": "never"
+            if self._joints is None
+            else round((decision.ros_ns - self._joints.stamp_ns) / NS_PER_S, 4),
             "state": decision.state.value,
             "reason": decision.reason.value if decision.reason else "",
             "detail": decision.detail,

@@ -10,11 +10,12 @@ from rclpy.serialization import deserialize_message
 
 from kuavo_smolvla_ros.errors import UserError
 from kuavo_smolvla_ros.nodes.ears import Ears
+from kuavo_smolvla_ros.nodes.stream_watch import StreamFigures, StreamWatch
 from kuavo_smolvla_ros.robot.description import RobotSpec
 from kuavo_smolvla_ros.robot.fields import MessageError
 from kuavo_smolvla_ros.robot.images import decode_image
 from kuavo_smolvla_ros.robot.serialized import peek_stamp_ns, serialized_digest, starts_with_header
-from kuavo_smolvla_ros.robot.timeline import NoObservation, Observation, Timeline
+from kuavo_smolvla_ros.robot.timeline import NoObservation, Observation, Reason, Timeline
 from kuavo_smolvla_ros.robot.vectors import decode_state
 
 
@@ -42,6 +43,9 @@ class Observer:
                     f"stream '{name}': {stream.type} does not begin with a header; use stamp: receive"
                 )
         self.bad: dict[str, str] = {}
+        self.skew_ns: int | None = None
+        """Of the newest observation that was asked for, or of what stood in its way."""
+        self._watch = StreamWatch(self._timeline.budgets)
 
     def listen(self, now_ns: int) -> None:
         """Take in all that arrived. A message without a readable stamp is noted and left out."""
@@ -57,23 +61,20 @@ class Observer:
 
     def latest(self, now_ns: int) -> Observation[bytes] | NoObservation:
         """The newest observation that later arrivals cannot change, or why there is none."""
-        return self._timeline.latest(now_ns)
+        outcome = self._timeline.latest(now_ns)
+        if isinstance(outcome, Observation):
+            self.skew_ns = outcome.skew_ns
+        elif outcome.reason is Reason.SKEWED:
+            self.skew_ns = outcome.problems[0].measured_ns
+        return outcome
 
     def forget(self) -> None:
         """Start anew, as after the clock was set."""
         self._timeline.clear()
 
-    @property
-    def newest_ns(self) -> dict[str, int | None]:
-        return {name: buffer.newest_ns for name, buffer in self._timeline.buffers.items()}
-
-    @property
-    def arrivals(self) -> dict[str, dict[str, int]]:
-        """Per stream, how many messages were taken in and what became of them."""
-        return {
-            name: {arrival.value: count for arrival, count in buffer.counts.items()}
-            for name, buffer in self._timeline.buffers.items()
-        }
+    def figures(self, now_ns: int) -> dict[str, StreamFigures]:
+        """How each stream does, for who wants to know why there is no observation."""
+        return self._watch.look(self._timeline.buffers, now_ns)
 
     def decode(self, observation: Observation[bytes]) -> Decoded:
         """Bytes to vectors and pictures; a broken message is an error that names stream and fault."""

@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+from collections import deque
 from typing import Any
 
 import rclpy
@@ -29,9 +30,9 @@ from trajectory_msgs.msg import JointTrajectory
 from kuavo_smolvla_ros.control.chunk import ActionChunk
 from kuavo_smolvla_ros.errors import UserError
 from kuavo_smolvla_ros.nodes.chunk_message import to_message
-from kuavo_smolvla_ros.nodes.diagnostics import Level, status
+from kuavo_smolvla_ros.nodes.diagnostics import Level, quantiles, status
 from kuavo_smolvla_ros.nodes.ears import Ears
-from kuavo_smolvla_ros.nodes.inference import Habits, Question, Thinker, Thought
+from kuavo_smolvla_ros.nodes.inference import LATENCIES_KEPT, Habits, Question, Thinker, Thought
 from kuavo_smolvla_ros.nodes.instruction import UNKNOWN_CHOICES, Instruction, resolve
 from kuavo_smolvla_ros.nodes.model import LoadedPolicy, load_policy
 from kuavo_smolvla_ros.nodes.observer import Observer
@@ -42,6 +43,8 @@ from kuavo_smolvla_ros.robot.spec import RobotSpec, load_spec
 from kuavo_smolvla_ros.robot.timeline import NoObservation
 
 TICK_S = 0.01
+# While the next observation is about to come, so that it is used at once; always would cost too much.
+EAGER_TICK_S = 0.002
 ALIVE_S = 0.05
 DIAGNOSTICS_S = 1.0
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
@@ -81,6 +84,7 @@ class PolicyNode(LifecycleNode):
         self.why_silent = "not active"
         self._report: tuple[Any, ...] = ()
         self._thoughts: list[Thought] = []
+        self._delays_s: deque[float] = deque(maxlen=LATENCIES_KEPT)
         self._published = 0
         self._failed = 0
         self._time_factor = TimeFactor()
@@ -92,6 +96,7 @@ class PolicyNode(LifecycleNode):
         self._diagnostics_out = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         self.create_subscription(String, "~/instruction", lambda m: self._wish(m.data, "topic"), 10)
         self.create_timer(TICK_S, self._tick, clock=steady)
+        self._eager = self.create_timer(EAGER_TICK_S, self._tick, clock=steady, autostart=False)
         self.create_timer(ALIVE_S, self._say_alive, clock=steady)
         self.create_timer(DIAGNOSTICS_S, self._report_now, clock=steady)
         self.add_on_set_parameters_callback(self._on_parameters)
@@ -210,6 +215,7 @@ class PolicyNode(LifecycleNode):
             self._begin_anew()
             text = f"{verdict.instruction.task}: {verdict.instruction.sentence}"
             self.get_logger().info(text, throttle_duration_sec=0.2)
+            self._tick()  # the arms still do what they were told before
         return None
 
     def _begin_anew(self) -> None:
@@ -240,31 +246,41 @@ class PolicyNode(LifecycleNode):
         self._time_factor.see(now_ns, time.monotonic())
         self.observer.listen(now_ns)
         self._handle_thoughts()
-        if self.active and self.thinker is not None and not self.thinker.busy:
-            self._ask(now_ns)
+        idle = self.active and self.thinker is not None and not self.thinker.busy
+        self._be_eager(idle and self._ask(now_ns))
 
-    def _ask(self, now_ns: int) -> None:
+    def _be_eager(self, eager: bool) -> None:
+        if eager and self._eager.is_canceled():
+            self._eager.reset()
+        elif not eager and not self._eager.is_canceled():
+            self._eager.cancel()
+
+    def _ask(self, now_ns: int) -> bool:
+        """Put the question if it is time for one; True while only the observation for it is to come."""
         assert self.observer is not None
         assert self.thinker is not None
         if self.instruction is None:
             self.why_silent = "no instruction: set the parameter or publish on ~/instruction"
-            return
+            return False
         observation = self.observer.latest(now_ns)
         if isinstance(observation, NoObservation):
             self.why_silent = str(observation)
-            return
+            return False
         if observation.t_ns < self.due_ns:
-            return
+            return now_ns >= self.due_ns
         self.why_silent = ""
         # Until the answer is there, no other observation is due; a failed thought brings this forward again.
         self.due_ns = observation.t_ns + 1
         self.thinker.ask(Question(observation, self.instruction, self.epoch, self.previous))
+        return False
 
     def _on_thought(self, thought: Thought) -> None:
         """In the thinker's thread: publish at once, the rest is done in the node's own."""
         with self._publish_lock:
             if thought.chunk is not None and self.active and thought.question.epoch == self.epoch:
                 self._chunk_out.publish(to_message(thought.chunk))
+                assert thought.seen is not None
+                self._delays_s.append((self._now_ns() - thought.seen.newest_image_ns) / NS_PER_S)
             self._thoughts.append(thought)
 
     def _handle_thoughts(self) -> None:
@@ -314,6 +330,7 @@ class PolicyNode(LifecycleNode):
 
     def _status(self) -> DiagnosticStatus:
         latencies = sorted(self.thinker.latencies_s) if self.thinker is not None else []
+        seen_ns = self.previous.stamp_ns if self.previous is not None else None
         values: dict[str, Any] = {
             "active": self.active,
             "task": self.instruction.task if self.instruction else "",
@@ -323,23 +340,33 @@ class PolicyNode(LifecycleNode):
             "mode": self._value("mode"),
             "chunks": self._published,
             "failures": self._failed,
+            "chunk_age_s": _seconds(None if seen_ns is None else (self._now_ns() - seen_ns) / NS_PER_S),
         }
-        for name, share in (("p50", 0.5), ("p95", 0.95), ("max", 1.0)):
-            if latencies:
-                at = min(int(share * len(latencies)), len(latencies) - 1)
-                values[f"latency_{name}_s"] = round(latencies[at], 4)
+        values |= quantiles("latency", latencies)
+        values |= quantiles("picture_to_chunk", sorted(self._delays_s))
         if self.observer is not None:
-            now_ns = self._now_ns()
-            for stream, stamp in self.observer.newest_ns.items():
-                values[f"{stream}.age_s"] = (
-                    "never" if stamp is None else round((now_ns - stamp) / NS_PER_S, 3)
-                )
-            for stream, counts in self.observer.arrivals.items():
-                values[f"{stream}.received"] = sum(counts.values())
-            values |= {f"{stream}.bad": text for stream, text in self.observer.bad.items()}
+            values |= self._stream_values(self.observer)
         silent = self.why_silent
         level = Level.OK if not silent else Level.WARN if self.active else Level.STALE
         return status(f"{self.get_name()}: policy", level, silent or "publishing chunks", values)
+
+    def _stream_values(self, observer: Observer) -> dict[str, Any]:
+        figures = observer.figures(self._now_ns())
+        skew_s = None if observer.skew_ns is None else observer.skew_ns / NS_PER_S
+        values: dict[str, Any] = {
+            "skew_s": _seconds(skew_s),
+            "dead_streams": ", ".join(name for name, stream in figures.items() if stream.dead),
+        }
+        for name, stream in figures.items():
+            values[f"{name}.rate_hz"] = "" if stream.rate_hz is None else round(stream.rate_hz, 1)
+            values[f"{name}.age_s"] = _seconds(stream.age_s)
+            values[f"{name}.dead"] = stream.dead
+            values[f"{name}.received"] = stream.received
+        return values | {f"{stream}.bad": text for stream, text in observer.bad.items()}
+
+
+def _seconds(value: float | None) -> Any:
+    return "never" if value is None else round(value, 4)
 
 
 def main(args: list[str] | None = None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,15 @@ import numpy as np
 import pytest
 import rclpy
 from diagnostic_msgs.msg import DiagnosticStatus
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState
+from rcl_interfaces.srv import SetParameters
 from rclpy.context import Context
 from rclpy.executors import SingleThreadedExecutor
+from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from sensor_msgs.msg import JointState
-from std_msgs.msg import Header
+from std_msgs.msg import Header, String
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
@@ -31,7 +37,8 @@ from kuavo_smolvla_ros.robot.spec import RobotSpec, load_spec
 from kuavo_smolvla_ros.robot.vectors import decode_block, encode_state
 
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-WAIT_S = 20.0  # a wait that fails costs this once; one that succeeds ends at once
+# A wait that succeeds ends at once, so this only has to outlast the busiest machine: loading torch included.
+WAIT_S = 90.0
 STATE_PERIOD_S = 0.005
 
 
@@ -67,6 +74,10 @@ class NodeProcess:
     def output(self) -> str:
         return self._log.read_text()
 
+    def last_words(self) -> str:
+        """What a process that has ended said at last."""
+        return f"{self._log.stem} has ended with {self.popen.returncode}: {self.output[-2000:]}"
+
     def send(self, number: signal.Signals) -> None:
         self.popen.send_signal(number)
 
@@ -87,6 +98,8 @@ class Stage:
         self.env = os.environ | {"ROS_DOMAIN_ID": str(domain), "OMP_NUM_THREADS": "1"}
         self._folder = folder
         self._processes: list[NodeProcess] = []
+        self._numbers = itertools.count()
+        self._clients: dict[str, Any] = {}
         self.context = Context()
         rclpy.init(context=self.context, domain_id=domain)
         self.node = rclpy.create_node("probe", context=self.context)
@@ -103,22 +116,51 @@ class Stage:
                 self._executor.spin_once(timeout_sec=0.001)
             time.sleep(0.0002)
 
+    def end(self, process: NodeProcess) -> None:
+        """Kill it."""
+        process.kill()
+        self._processes.remove(process)
+
     def start(self, module: str, **parameters: Any) -> NodeProcess:
-        log = self._folder / f"{module}_{len(self._processes)}.log"
+        log = self._folder / f"{module}_{next(self._numbers)}.log"
         if module == "executor_node":
             parameters.setdefault("flight_folder", str(self._folder / "flights"))
         process = NodeProcess(module, parameters, self.env, log)
         self._processes.append(process)
         return process
 
-    def call(self, service: str, timeout_s: float = WAIT_S) -> Any:
+    def wait_for(self, condition: Callable[[], Any], what: str, timeout_s: float = WAIT_S) -> Any:
+        """Poll until it holds and return what it gave; a node that has died meanwhile is told of."""
+        try:
+            return wait_for(condition, what, timeout_s)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.last_words()}") from None
+
+    def last_words(self) -> str:
+        """What processes said that have ended."""
+        return "\n".join(p.last_words() for p in self._processes if p.popen.poll() is not None)
+
+    def ask(self, kind: Any, service: str, request: Any, timeout_s: float = WAIT_S) -> Any:
+        """Call a service and wait for its answer."""
+        if service not in self._clients:
+            with self.lock:
+                self._clients[service] = self.node.create_client(kind, service)
+        client = self._clients[service]
+        self.wait_for(client.service_is_ready, f"service {service}", timeout_s)
         with self.lock:
-            client = self.node.create_client(Trigger, service)
-        wait_for(client.service_is_ready, f"service {service}", timeout_s)
-        with self.lock:
-            future = client.call_async(Trigger.Request())
-        wait_for(future.done, f"answer of {service}", timeout_s)
+            future = client.call_async(request)
+        self.wait_for(future.done, f"answer of {service}", timeout_s)
         return future.result()
+
+    def call(self, service: str, timeout_s: float = WAIT_S) -> Any:
+        return self.ask(Trigger, service, Trigger.Request(), timeout_s)
+
+    def set_parameters(self, node: str, **values: Any) -> Any:
+        """Set them; the result of the first that was refused, else of the last."""
+        parameters = [Parameter(name, value=value).to_parameter_msg() for name, value in values.items()]
+        request = SetParameters.Request(parameters=parameters)
+        results = self.ask(SetParameters, f"/{node}/set_parameters", request).results
+        return next((result for result in results if not result.successful), results[-1])
 
     def status_of(self, node: str) -> Status:
         return Status(self, node)
@@ -138,6 +180,7 @@ class Status:
 
     def __init__(self, stage: Stage, node: str) -> None:
         self.seen: list[dict[str, str]] = []
+        self._stage = stage
         with stage.lock:
             stage.node.create_subscription(DiagnosticStatus, f"/{node}/status", self._take, LATCHED)
 
@@ -158,9 +201,8 @@ class Status:
         try:
             wait_for(matches, "", timeout_s)
         except AssertionError:
-            raise AssertionError(
-                f"no status {wanted} within {timeout_s:g} s; the last was {self.now}"
-            ) from None
+            said = f"the last was {self.now}\n{self._stage.last_words()}"
+            raise AssertionError(f"no status {wanted} within {timeout_s:g} s; {said}") from None
         return self.now
 
 
@@ -247,13 +289,30 @@ class Thinker:
             self._chunks.publish(to_message(chunk))
 
 
+@contextmanager
+def opened_stage(folder: Path, reserve_domain: Callable[[], Any]) -> Iterator[Stage]:
+    domain, lock = reserve_domain()
+    made = Stage(domain, folder)
+    try:
+        yield made
+    finally:
+        made.close()
+        lock.close()
+
+
 @pytest.fixture
 def stage(tmp_path: Path, reserve_domain: Callable[[], Any]) -> Iterator[Stage]:
-    domain, lock = reserve_domain()
-    made = Stage(domain, tmp_path)
-    yield made
-    made.close()
-    lock.close()
+    with opened_stage(tmp_path, reserve_domain) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def shared_stage(
+    tmp_path_factory: pytest.TempPathFactory, reserve_domain: Callable[[], Any]
+) -> Iterator[Stage]:
+    """A stage for all tests of a file, where starting the processes anew would cost more than the tests."""
+    with opened_stage(tmp_path_factory.mktemp("stage"), reserve_domain) as made:
+        yield made
 
 
 @pytest.fixture
@@ -292,21 +351,65 @@ class Chunks:
 
     def __init__(self, stage: Stage) -> None:
         self.heard: list[tuple[float, Any]] = []
+        self._stage = stage
         with stage.lock:
             stage.node.create_subscription(JointTrajectory, "/policy/action_chunk", self._take, 10)
 
     def _take(self, message: Any) -> None:
         self.heard.append((time.monotonic(), message))
 
-    def wait_for_more(self, count: int = 1, timeout_s: float = 120.0) -> list[Any]:
+    def wait_for_more(self, count: int = 1) -> list[Any]:
         have = len(self.heard)
-        wait_for(lambda: len(self.heard) >= have + count, f"{count} more chunks", timeout_s)
+        self._stage.wait_for(lambda: len(self.heard) >= have + count, f"{count} more chunks")
         return [message for _, message in self.heard[have:]]
 
 
 @pytest.fixture
 def chunks(stage: Stage) -> Chunks:
     return Chunks(stage)
+
+
+@pytest.fixture(scope="module")
+def shared_chunks(shared_stage: Stage) -> Chunks:
+    return Chunks(shared_stage)
+
+
+class Policy:
+    """A policy node under test, beside a simulator."""
+
+    def __init__(self, stage: Stage, checkpoint: Path | str, **parameters: Any) -> None:
+        self.stage = stage
+        self.status = stage.status_of("policy")
+        with stage.lock:
+            self._say = stage.node.create_publisher(String, "/policy/instruction", 400)
+        defaults = {"use_sim_time": True, "checkpoint": str(checkpoint), "seed": 0}
+        self.process = stage.start("policy_node", **(defaults | parameters))
+
+    def wait(self, **wanted: str) -> dict[str, str]:
+        return self.status.wait(**wanted)
+
+    def wait_message(self, part: str) -> None:
+        try:
+            self.stage.wait_for(lambda: part in self.status.now.get("message", ""), f"'{part}' in the status")
+        except AssertionError as error:
+            raise AssertionError(f"{error}; it was {self.status.now}") from None
+
+    def say(self, text: str) -> None:
+        self.stage.wait_for(self._say.get_subscription_count, "ears for instructions")
+        with self.stage.lock:
+            self._say.publish(String(data=text))
+
+    def set(self, **values: Any) -> Any:
+        return self.stage.set_parameters("policy", **values)
+
+    def change(self, transition: int) -> bool:
+        request = ChangeState.Request(transition=Transition(id=transition))
+        return bool(self.stage.ask(ChangeState, "/policy/change_state", request).success)
+
+
+@pytest.fixture(scope="session")
+def policy_process() -> type[Policy]:
+    return Policy
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
