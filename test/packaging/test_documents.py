@@ -12,7 +12,7 @@ from kuavo_smolvla_ros.cli import COMMANDS
 from kuavo_smolvla_ros.paths import share_dir
 
 ROOT = share_dir()
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
 
