@@ -17,11 +17,14 @@ from kuavo_smolvla_ros.policy.lerobot_adapter import (
     POLICY_POSTPROCESSOR_DEFAULT_NAME,
     POLICY_PREPROCESSOR_DEFAULT_NAME,
     PolicyProcessorPipeline,
+    RenameObservationsProcessorStep,
     policy_action_to_transition,
     transition_to_policy_action,
 )
 from kuavo_smolvla_ros.policy.modeling_kuavo_smolvla import KuavoSmolVLAPolicy
-from kuavo_smolvla_ros.policy.steps import NormaliseVectors
+from kuavo_smolvla_ros.policy.sampler import SamplerOptions, make_sampler
+from kuavo_smolvla_ros.policy.sampler_cameras import CameraTokens
+from kuavo_smolvla_ros.policy.steps import NormaliseVectors, PrepareImages
 
 
 class PolicyRunner:
@@ -32,10 +35,33 @@ class PolicyRunner:
         policy: KuavoSmolVLAPolicy,
         preprocessor: PolicyProcessorPipeline,
         postprocessor: PolicyProcessorPipeline,
+        *,
+        fast: bool = True,
+        options: SamplerOptions | None = None,
     ) -> None:
+        """With `fast`, chunks are computed by `Sampler`, as `options` say, wherever it can; what it cannot
+        compute, and everything without `fast`, takes the policy's own path.
+        """
         self.policy = policy
         self.preprocessor = preprocessor
         self.postprocessor = postprocessor
+        self.sampler = make_sampler(policy, options) if fast else None
+        self._cameras: CameraTokens | None = None
+        if self.sampler is not None:
+            (images,) = (step for step in preprocessor.steps if isinstance(step, PrepareImages))
+            self._cameras = CameraTokens(
+                self.sampler, images.cameras, tuple(images.size), images.unused_cameras
+            )
+            self._renamed = {
+                old.removeprefix(IMAGE_PREFIX): new.removeprefix(IMAGE_PREFIX)
+                for step in preprocessor.steps
+                if isinstance(step, RenameObservationsProcessorStep)
+                for old, new in step.rename_map.items()
+            }
+            # All but the pictures, which the cameras' tokens stand for.
+            self._without_images = PolicyProcessorPipeline(
+                steps=[step for step in preprocessor.steps if step is not images], name=preprocessor.name
+            )
 
     @classmethod
     def load(
@@ -45,6 +71,8 @@ class PolicyRunner:
         device: str | None = None,
         robot_fingerprint: str | None = None,
         overrides: Mapping[str, Any] | None = None,
+        fast: bool = True,
+        options: SamplerOptions | None = None,
     ) -> PolicyRunner:
         """Load a checkpoint of ours; with a fingerprint, refuse one that was made for another robot."""
         folder = fetch_folder(checkpoint)
@@ -68,7 +96,22 @@ class PolicyRunner:
             to_output=transition_to_policy_action,
         )
         _require_same_statistics(preprocessor, policy)
-        return cls(policy, preprocessor, postprocessor)
+        return cls(policy, preprocessor, postprocessor, fast=fast, options=options)
+
+    def encode_camera(self, role: str, image: np.ndarray, stamp: int) -> bool:
+        """Encode one camera's picture (RGB uint8, height x width x 3) as soon as it has arrived.
+
+        The next chunk that is asked for with this stamp for this camera finds it done. Of each camera the
+        newest picture is kept. Waits while a chunk is being computed. False: the plain path encodes nothing
+        ahead.
+        """
+        if self._cameras is None:
+            return False
+        self._cameras.put(self._renamed.get(role, role), _tensor(image), stamp)
+        return True
+
+    def _rename(self, by_camera: Mapping[str, Any]) -> dict[str, Any]:
+        return {self._renamed.get(name, name): value for name, value in by_camera.items()}
 
     def chunk(
         self,
@@ -80,12 +123,15 @@ class PolicyRunner:
         delay: int = 0,
         execution_horizon: int | None = None,
         seed: int | None = None,
+        stamps: Mapping[str, int] | None = None,
     ) -> np.ndarray:
         """Actions (chunk_size, width) in robot units for one observation.
 
         `images` are RGB uint8, height x width x 3, by camera name. `prefix` (steps, width), in robot units,
         is the rest of the previous chunk from this observation's time on (`rtc.remaining_chunk`), `delay` the
-        number of its steps that will have been executed when the new chunk arrives.
+        number of its steps that will have been executed when the new chunk arrives. `stamps` say when the
+        pictures were taken, by camera: one that `encode_camera` was given with the same stamp is not encoded
+        again, nor looked at.
         """
         width = self.policy.config.widths[STATE]
         state = np.asarray(state, dtype=np.float32)
@@ -94,17 +140,29 @@ class PolicyRunner:
         if not np.isfinite(state).all():
             raise UsageError("the state holds values that are not finite")
         raw: dict[str, Any] = {STATE: torch.from_numpy(state), "task": instruction}
-        for name, image in images.items():
-            raw[IMAGE_PREFIX + name] = torch.from_numpy(np.ascontiguousarray(image))
-        batch = self.preprocessor(raw)
+        pictures = {name: _tensor(image) for name, image in images.items()}
         held = None
         if prefix is not None:
             prefix = np.asarray(prefix, dtype=np.float32)
             held = normalise(torch.from_numpy(prefix)[None], self.policy.statistics[ACTION])
-        actions = self.policy.predict_action_chunk(
-            batch, prefix=held, delay=delay, execution_horizon=execution_horizon, seed=seed
-        )
+        how: dict[str, Any] = {
+            "prefix": held,
+            "delay": delay,
+            "execution_horizon": execution_horizon,
+            "seed": seed,
+        }
+        if self.sampler is None or self._cameras is None:
+            raw |= {IMAGE_PREFIX + name: picture for name, picture in pictures.items()}
+            actions = self.policy.predict_action_chunk(self.preprocessor(raw), **how)
+        else:
+            batch = self._without_images(raw)
+            tokens = self._cameras.tokens(self._rename(pictures), self._rename(stamps or {}))
+            actions = self.sampler.chunk(batch, image_tokens=tokens, **how)
         return self.postprocessor(actions)[0].numpy()
+
+
+def _tensor(image: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(image))
 
 
 def _require_same_statistics(preprocessor: PolicyProcessorPipeline, policy: KuavoSmolVLAPolicy) -> None:
