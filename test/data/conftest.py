@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +41,27 @@ def recipes(tmp_path: Path) -> Callable[..., list[Recording]]:
         return find_recordings([tmp_path / folder])
 
     return make
+
+
+@pytest.fixture
+def locked() -> Iterator[Callable[[Path], Any]]:
+    """`with locked(path) as copy`: a copy of the file that nobody may read, in the eyes of such a nobody."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+
+        @contextmanager
+        def lock(path: Path) -> Iterator[Path]:
+            copy = Path(shutil.copy(path, folder))
+            copy.chmod(0)
+            user = os.geteuid()
+            if user == 0:  # root reads everything
+                os.seteuid(65534)
+            try:
+                yield copy
+            finally:
+                os.seteuid(user)
+
+        yield lock
 
 
 @pytest.fixture

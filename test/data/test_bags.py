@@ -8,7 +8,9 @@ import shutil
 import sqlite3
 import struct
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -251,11 +253,12 @@ def test_what_is_no_recording_is_refused(tmp_path: Path) -> None:
         pass
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
-def test_no_permission_is_said(recorded: dict[str, Path], tmp_path: Path) -> None:
-    path = shutil.copy(recorded["bag"], tmp_path / "locked.bag")
-    path.chmod(0)
-    with pytest.raises(BagError, match="no permission"), open_bag(path):
+def test_no_permission_is_said(recorded: dict[str, Path], locked: Callable[[Path], Any]) -> None:
+    with (
+        locked(recorded["bag"]) as path,
+        pytest.raises(BagError, match=f"{path}: no permission to read it"),
+        open_bag(path),
+    ):
         pass
 
 

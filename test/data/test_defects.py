@@ -251,6 +251,7 @@ def test_missing_topic(convert: Callable[..., Any]) -> None:
     found = finding(parts, Code.MISSING_TOPIC)
     assert (found.bag, found.topic, found.severity) == ("recording", HEAD, Severity.ERROR)
     assert found.sentence == "the topic is missing"
+    assert str(found) == f"recording {HEAD}: the topic is missing"
     moved = replace(SIM.streams["head_image"], topic="/cam_head/color/image_raw/compressed")
     read_as = replace(SIM, streams={**SIM.streams, "head_image": moved})
     found = finding(convert(read_as=read_as), Code.MISSING_TOPIC)
@@ -335,6 +336,8 @@ def test_clock_jump_forward_by_years(convert: Callable[..., Any]) -> None:
     found = finding(parts, Code.GAP)
     assert found.bag == "recording"
     assert found.topic is not None
+    assert found.time_ns is not None
+    assert found.at_s == pytest.approx(3.0, abs=0.15)
     assert "s without an observation" in found.sentence
 
 
@@ -371,7 +374,8 @@ def test_two_episodes_in_one_bag(convert: Callable[..., Any]) -> None:
     parts = convert(quiet, seconds=13.0)
     assert [(p.source, len(p)) for p in episodes_of(parts)] == [("recording#1", 41), ("recording#2", 40)]
     found = finding(parts, Code.GAP)
-    assert found.at_s == pytest.approx(4.0, abs=0.1)
+    assert found.topic in {stream.topic for stream in SIM.inputs.values()}
+    assert_located(found, found.topic or "", 4.0)
 
 
 def test_nan_states(convert: Callable[..., Any]) -> None:
