@@ -1,6 +1,6 @@
 """The nodes' promises, measured: processes, DDS, cameras and joint states as on a robot, on this machine.
 
-    python benchmarks/node.py [--seconds 10] [--json FILE] [--check]
+    python benchmarks/node.py [--seconds 10] [--json FILE] [--check]     two to three minutes
 
 A process plays the robot: three 640x480 jpeg cameras at 30 Hz, joint states at 500 Hz, arms that follow.
 Beside it run the policy node with the tiny policy, and the executor node. A second policy node that thinks
@@ -49,6 +49,16 @@ TARGETS = (
     Target("policy_idle_core_percent", 25.0, "a waiting node must leave the core to what it waits for"),
     Target("overhead_ms", 15.0, "from the newest picture used to the chunk, beyond the inference itself"),
     Target(
+        "overhead_staggered_ms",
+        37.5,
+        "the same with cameras 11 ms apart: 22.2 ms more until the last of them has passed that time",
+    ),
+    Target(
+        "switch_beyond_inference_ms",
+        100.0,
+        "promise: first action of a new task within one inference and one period of the policy",
+    ),
+    Target(
         "executor_memory_mb",
         150.0,
         "the process that owns the stop must be small enough to never be in the way",
@@ -60,8 +70,11 @@ TARGETS = (
 )
 
 
-def play_robot() -> None:
-    """The robot's side, in a process of its own (started by this program with --play-robot)."""
+def play_robot(staggered: bool) -> None:
+    """The robot's side, in a process of its own (started by this program with --play-robot).
+
+    Cameras take their pictures together, or `staggered`, each a third of a period after the one before.
+    """
     import rclpy
     from rclpy.qos import qos_profile_sensor_data
     from sensor_msgs.msg import CompressedImage, JointState
@@ -112,8 +125,8 @@ def play_robot() -> None:
             for name, fields in encode_state(spec, pose).items():
                 outs[name].publish(set_fields(states[name], {"position": fields["position"], **now}))
         for number, camera in enumerate(spec.cameras.values()):
-            # 500 Hz against 30 Hz: every 50th of 3 ticks, the cameras in turn.
-            if (3 * count + 17 * number) % 50 < 3:
+            # 500 Hz against 30 Hz: every 50th of 3 ticks.
+            if (3 * count + 17 * number * staggered) % 50 < 3:
                 picture = pictures[(count // 16 + number) % len(pictures)]
                 outs[camera.stream].publish(set_fields(picture, now))
 
@@ -132,6 +145,7 @@ class Watcher:
         from diagnostic_msgs.msg import DiagnosticStatus
         from rclpy.qos import DurabilityPolicy, QoSProfile
         from sensor_msgs.msg import JointState
+        from std_msgs.msg import String
         from trajectory_msgs.msg import JointTrajectory
 
         rclpy.init()
@@ -143,6 +157,7 @@ class Watcher:
         self.node.create_subscription(
             JointState, "/kuavo_arm_traj", lambda m: self._keep(self.commands, m), 100
         )
+        self.instruction = self.node.create_publisher(String, "/policy/instruction", 10)
         self.node.create_subscription(
             JointTrajectory, "/policy/action_chunk", lambda m: self._keep(self.chunks, m), 10
         )
@@ -263,7 +278,7 @@ def measure(checkpoint: Path, seconds: float) -> dict[str, float]:
     watch = Watcher()
     try:
         figures = in_order(watch, moving, thinking, seconds)
-        figures["state_lost_to_rest_s"] = lose_joint_state(watch, moving, thinking)
+        figures |= staggered(watch, moving, thinking, seconds)
         return figures
     finally:
         watch.close()
@@ -285,6 +300,7 @@ def in_order(
             figures["start_to_first_chunk_s"] = time.monotonic() - begun
             watch.wait(watch.executor_is(state="following"), "the arms to follow")
             figures |= latency(watch, seconds)
+            figures |= switch(watch, figures["inference_ms"])
             figures |= under_load(watch, thinking, seconds)
             figures["killed_to_rest_s"] = end_policy(watch, policy, signal.SIGKILL)
         resume(watch)
@@ -323,6 +339,7 @@ def under_load(watch: Watcher, thinking: dict[str, Any], seconds: float) -> dict
 
 def latency(watch: Watcher, seconds: float) -> dict[str, float]:
     """From the observation's time to the chunk on the wire, against the time the policy says it thought."""
+    watch.wait(lambda: float(watch.status.get("policy", {}).get("chunks", 0)) > 2, "some chunks")
     have = len(watch.chunks)
     time.sleep(seconds)
     delays = [
@@ -346,19 +363,45 @@ def end_policy(watch: Watcher, policy: subprocess.Popen[str], number: signal.Sig
     return watch.rest_after(begun)
 
 
-def lose_joint_state(watch: Watcher, moving: dict[str, Any], thinking: dict[str, Any]) -> float:
+def switch(watch: Watcher, inference_ms: float) -> dict[str, float]:
+    """From an instruction on its topic to the executor following a chunk for the new task."""
+    from std_msgs.msg import String
+
+    took = []
+    for number in range(8):
+        task = ("task2_weighing", "task1_moving_grasp")[number % 2]
+        time.sleep(0.31 + 0.07 * number)  # at any point of a chunk
+        begun = time.monotonic()
+        watch.instruction.publish(String(data=task))
+        watch.wait(watch.executor_is(task=task), f"the arms to turn to {task}")
+        took.append((time.monotonic() - begun) * 1e3)
+    return {
+        "switch_ms": float(np.median(took)),
+        "switch_max_ms": max(took),
+        "switch_beyond_inference_ms": float(np.median(took)) - inference_ms,
+    }
+
+
+def staggered(
+    watch: Watcher, moving: dict[str, Any], thinking: dict[str, Any], seconds: float
+) -> dict[str, float]:
+    """Cameras that run freely, as on the robot; at the end, its joint states cease."""
     with (
-        running(__file__, "--play-robot") as robot,
+        running(__file__, "--play-robot", "--staggered") as robot,
         running(*node("executor_node", **moving)),
         running(*node("policy_node", **thinking)),
     ):
         watch.wait(watch.executor_is(state="following"), "the arms to follow")
+        found = latency(watch, seconds)
         watch.wait(lambda: watch.moved_in_last(0.05), "the arms to move")
         begun = time.time()
         robot.send_signal(signal.SIGUSR1)
         watch.wait(watch.executor_is(state="holding", reason="joint_state_stale"), "the stop")
         time.sleep(0.5)
-        return watch.rest_after(begun)
+        return {
+            "overhead_staggered_ms": found["overhead_ms"],
+            "state_lost_to_rest_s": watch.rest_after(begun),
+        }
 
 
 def resume(watch: Watcher) -> None:
@@ -380,9 +423,10 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to FILE")
     parser.add_argument("--check", action="store_true", help="exit 1 where a figure misses its target")
     parser.add_argument("--play-robot", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--staggered", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.play_robot:
-        play_robot()
+        play_robot(args.staggered)
         return 0
     dds.apply(loopback=True)
     os.environ.setdefault("ROS_DOMAIN_ID", "97")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
+from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValueException
 from rclpy.node import Node
 
 
@@ -40,7 +41,10 @@ class Param:
 def declare(node: Node, parameters: Mapping[str, Param]) -> None:
     """Declare all of them; a value given at the start that is out of bounds is an error."""
     for name, parameter in parameters.items():
-        node.declare_parameter(name, parameter.default, parameter.descriptor())
+        try:
+            node.declare_parameter(name, parameter.default, parameter.descriptor())
+        except (InvalidParameterValueException, InvalidParameterTypeException) as error:
+            raise ValueError(f"{name}: {error} ({parameter.meaning})") from None
         problem = refuse(parameters, name, node.get_parameter(name).value)
         if problem is not None:
             raise ValueError(problem)

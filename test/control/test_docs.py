@@ -10,7 +10,8 @@ import pytest
 from kuavo_smolvla_ros.control.reasons import RefusalReason, State, StopReason, Transition
 from kuavo_smolvla_ros.control.settings import Settings
 
-PAGE = (Path(__file__).parents[2] / "docs" / "control.md").read_text()
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "control.md").read_text()
 
 
 @pytest.mark.parametrize("word", [w.value for e in (StopReason, RefusalReason, Transition) for w in e])
@@ -50,3 +51,11 @@ def test_every_stop_reason_has_a_row_in_order_of_urgency() -> None:
 def test_numbers_on_the_page_are_those_of_the_code(settings: Settings, name: str, words: str) -> None:
     value = getattr(settings, name)
     assert words.format(value=value, ms=1000 * value) in PAGE.replace("\n", " ")
+
+
+def test_every_test_that_a_promise_names_exists() -> None:
+    page = (ROOT / "docs" / "promises.md").read_text()
+    named = set(re.findall(r"`(test_\w+)`", page))
+    code = "\n".join(path.read_text() for path in (ROOT / "test").rglob("test_*.py"))
+    assert len(named) > 30
+    assert named <= set(re.findall(r"def (test_\w+)", code))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +14,13 @@ from kuavo_smolvla_ros import cli
 from kuavo_smolvla_ros.nodes.flight_replay import read_flight, replay
 
 
-def towards(ready: np.ndarray, steps: int = 30, reach: float = 0.3) -> np.ndarray:
-    away = np.where(ready > 0, -1.0, 1.0) * reach
-    away[[7, 15]] = 0.0
-    return ready + np.linspace(0, 1, steps)[:, None] * away
-
-
 @pytest.fixture
 def flights(tmp_path: Path) -> Path:
     return tmp_path / "flights"
 
 
 @pytest.fixture
-def following(stage: Any, robot: Any, thinker: Any, ready: np.ndarray, flights: Path) -> Any:
+def following(stage: Any, robot: Any, thinker: Any, ready: np.ndarray, flights: Path, towards: Any) -> Any:
     """An executor that follows a chunk and writes its flights into `flights`."""
     process = stage.start("executor_node", dry_run=False, flight_folder=str(flights))
     status = stage.status_of("executor")
@@ -37,11 +30,9 @@ def following(stage: Any, robot: Any, thinker: Any, ready: np.ndarray, flights: 
     return process, status
 
 
-def flight_of(status: Any, flights: Path) -> Path:
+def flight_of(stage: Any, status: Any, flights: Path) -> Path:
     """The file that the status names; it is named only when it is whole."""
-    deadline = time.monotonic() + 20
-    while not status.now.get("last_flight") and time.monotonic() < deadline:
-        time.sleep(0.01)
+    stage.wait_for(lambda: status.now.get("last_flight"), "the file of the stop")
     path = Path(status.now["last_flight"])
     assert path.parent == flights
     return path
@@ -53,7 +44,7 @@ def test_a_lost_policy_is_recorded_and_replays_to_the_same_decisions(
     process, status = following
     thinker.alive = False
     status.wait(state="holding", reason="policy_lost")
-    path = flight_of(status, flights)
+    path = flight_of(stage, status, flights)
     assert cli.main(["replay", str(path), "--json", str(flights / "replay.json")]) == 0
     out = capsys.readouterr().out
     assert out.splitlines()[0].startswith("policy_lost: ")
@@ -73,7 +64,7 @@ def test_the_flight_holds_what_was_really_commanded(
     _, status = following
     assert stage.call("/executor/stop").success
     status.wait(state="holding", reason="operator_stop")
-    flight = read_flight(flight_of(status, flights))
+    flight = read_flight(flight_of(stage, status, flights))
     arms = [i for i, name in enumerate(spec.action_names) if name.startswith("zarm")]
     decided = [np.array(d["command"])[arms] for d in flight.decisions if d["command"] is not None]
     heard = robot.arms()
@@ -93,7 +84,7 @@ def test_an_end_while_moving_is_recorded_in_time(following: Any, flights: Path) 
 
 
 def test_a_dry_run_follows_to_the_end_though_no_arm_moves(
-    stage: Any, robot: Any, thinker: Any, ready: np.ndarray, flights: Path
+    stage: Any, robot: Any, thinker: Any, ready: np.ndarray, flights: Path, towards: Any
 ) -> None:
     stage.start("executor_node", flight_folder=str(flights))
     status = stage.status_of("executor")
@@ -102,13 +93,13 @@ def test_a_dry_run_follows_to_the_end_though_no_arm_moves(
     status.wait(state="following")
     status.wait(state="holding")
     assert status.now["reason"] == "starved", "not following_error: nobody was told to move"
-    flight = read_flight(flight_of(status, flights))
+    flight = read_flight(flight_of(stage, status, flights))
     assert flight.about["dry_run"] == "True"
     assert replay(flight) is None
 
 
 def test_a_folder_that_cannot_be_written_stops_nothing(
-    stage: Any, robot: Any, thinker: Any, ready: np.ndarray, tmp_path: Path
+    stage: Any, robot: Any, thinker: Any, ready: np.ndarray, tmp_path: Path, towards: Any
 ) -> None:
     (tmp_path / "file").write_text("")
     process = stage.start("executor_node", dry_run=False, flight_folder=str(tmp_path / "file" / "flights"))
@@ -156,7 +147,7 @@ def test_a_truncated_flight_is_one_sentence(
     _, status = following
     assert stage.call("/executor/stop").success
     status.wait(state="holding", reason="operator_stop")
-    whole = flight_of(status, flights).read_bytes()
+    whole = flight_of(stage, status, flights).read_bytes()
     cut = tmp_path / "cut.mcap"
     cut.write_bytes(whole[: len(whole) // 2])
     assert cli.main(["replay", str(cut)]) == 1
@@ -176,7 +167,7 @@ def test_other_software_that_decides_otherwise_is_found_out(
     _, status = following
     assert stage.call("/executor/stop").success
     status.wait(state="holding", reason="operator_stop")
-    source = flight_of(status, flights)
+    source = flight_of(stage, status, flights)
     changed = tmp_path / "changed.mcap"
     with source.open("rb") as stream, changed.open("wb") as sink:
         reader, writer = make_reader(stream), Writer(sink)
