@@ -37,6 +37,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--log-steps", type=int, default=10, help="steps between rows of the log (default 10)"
     )
     parser.add_argument("--lora", type=int, metavar="RANK", help="train adapters of this rank in every stage")
+    parser.add_argument("--shard", action="store_true", help="divide what trains among the processes (FSDP)")
     parser.add_argument("--workers", type=int, default=0, help="loader processes (default 0)")
     return parser.parse_args(argv)
 
@@ -63,6 +64,7 @@ def run(args: argparse.Namespace) -> int:
         save_freq_steps=args.save_steps,
         log_freq_steps=args.log_steps,
         num_workers=args.workers,
+        shard=args.shard,
     )
     settings = dataclasses.replace(settings, output_root=str(reference_root(settings.root, args.reference)))
     stages = reference_stages(curriculum, args.reference)[: args.stages]

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from kuavo_smolvla_ros.learning.sharding import like
+
 
 class ResultWeights:
     """Keeps the running average and the start of the trained weights, as far as they are asked for.
@@ -32,7 +34,7 @@ class ResultWeights:
         """
         if self._share:
             self._start = {
-                name: start[name].to(parameter.device, copy=True)
+                name: like(parameter, start[name].to(parameter.device, copy=True))
                 for name, parameter in self._trained.items()
                 if name in start
             }
@@ -50,7 +52,7 @@ class ResultWeights:
         """Continue a stored average."""
         assert self.average is not None
         for name, kept in self.average.items():
-            kept.copy_(average[name])
+            kept.copy_(like(kept, average[name]))
 
     @contextmanager
     def in_place(self) -> Iterator[None]:

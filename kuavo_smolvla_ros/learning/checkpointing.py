@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from kuavo_smolvla_ros.learning.sharding import full, like
 from kuavo_smolvla_ros.learning.stage import LAST
 from kuavo_smolvla_ros.policy.checkpoint import CheckpointError, atomic_file, read_json, write_json
 
@@ -47,7 +48,7 @@ class Progress:
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]) -> dict[str, Tensor]:
     """The moments under `<parameter>.<moment>`; nothing before the first step."""
     return {
-        f"{names[parameter]}.{moment}": value.detach().cpu().contiguous()
+        f"{names[parameter]}.{moment}": full(value.detach()).cpu().contiguous()
         for parameter, state in optimizer.state.items()
         for moment, value in state.items()
     }
@@ -68,7 +69,10 @@ def restore_optimizer(
         )
     content = optimizer.state_dict()
     content["state"] = {
-        index: {moment: stored[f"{names[parameter]}.{moment}"] for moment in MOMENTS}
+        index: {
+            moment: stored[name] if moment == "step" else like(parameter, stored[name])
+            for moment, name in ((moment, f"{names[parameter]}.{moment}") for moment in MOMENTS)
+        }
         for index, parameter in enumerate(ordered)
         if stored
     }

@@ -165,6 +165,13 @@ def make_accelerator(stages: Sequence[Stage], run: RunSettings) -> Any:
     accelerator = Accelerator(mixed_precision=precisions.pop(), cpu=run.device == "cpu")
     if run.device == "cuda" and accelerator.device.type != "cuda":
         raise UsageError("run.device is cuda, but this machine has no CUDA device that torch can use")
+    if accelerator.distributed_type.value == "FSDP":
+        raise UsageError(
+            "this launch configuration lets accelerate divide the network, which cannot see how it is "
+            "computed; use config/accelerate/gpus.yaml or nodes.yaml with run.shard=true"
+        )
+    if run.shard and accelerator.num_processes == 1:
+        raise UsageError("run.shard divides the network among several devices, and there is one")
     if run.push_to_hub is not None and accelerator.is_main_process:
         require_hub(run.push_to_hub)
     return accelerator

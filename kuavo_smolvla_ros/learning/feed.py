@@ -6,6 +6,7 @@ them: training goes on after a stop exactly as it would have, and runs on two de
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -33,6 +34,19 @@ def make_loader(
         prefetch_factor=run.prefetch_factor if run.num_workers else None,
         pin_memory=device.type == "cuda",
     )
+
+
+class ListedBatches(Sampler[list[Any]]):
+    """Batches that are known beforehand."""
+
+    def __init__(self, batches: list[list[Any]]) -> None:
+        self._batches = batches
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        return iter(self._batches)
+
+    def __len__(self) -> int:
+        return len(self._batches)
 
 
 def places(step: int, layout: BatchLayout, rank: int, micro: int) -> slice:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -53,7 +55,38 @@ def open_lerobot(task: str, name: str, chunk_size: int, video_backend: str | Non
         ) from fault
     lengths = [episode["length"] for episode in meta.episodes]
     episodes = np.repeat(np.arange(len(lengths), dtype=np.int64), lengths)
-    return TaskSource(task, dataset, episodes, facts, meta.stats or {})
+    return TaskSource(
+        task,
+        dataset,
+        episodes,
+        facts,
+        meta.stats or {},
+        vectors=without_pictures(dataset),
+        stamp=files_stamp(Path(meta.root)),
+    )
+
+
+def without_pictures(dataset: LeRobotDataset) -> LeRobotDataset:
+    """The same data set as if it had no camera: reading a sample then decodes nothing."""
+    bare = copy.copy(dataset)
+    bare.meta = copy.copy(dataset.meta)
+    cameras = set(dataset.meta.camera_keys)
+    features = {name: entry for name, entry in dataset.meta.info["features"].items() if name not in cameras}
+    bare.meta.info = {**dataset.meta.info, "features": features}
+    columns = [name for name in dataset.hf_dataset.column_names if name in cameras]
+    if columns:  # pictures that are stored in the table
+        bare.hf_dataset = dataset.hf_dataset.remove_columns(columns)
+    return bare
+
+
+def files_stamp(root: Path) -> str:
+    """Names, sizes and times of a data set's files: no reading, and no change goes unseen."""
+    lines = [
+        f"{file.relative_to(root)} {status.st_size} {status.st_mtime_ns}"
+        for file in sorted(root.rglob("*"))
+        if file.is_file() and (status := file.stat())
+    ]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def facts_of(task: str, name: str, meta: Any) -> Facts:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.utils.data import Dataset, default_collate
@@ -13,6 +14,14 @@ from kuavo_smolvla_ros.learning.sampler import Draw
 from kuavo_smolvla_ros.learning.sources import ACTION, IMAGES, STATE, DataError, TaskSource
 from kuavo_smolvla_ros.learning.stage import TaskData
 from kuavo_smolvla_ros.policy.dimensions import ACTION_STEP_PADDING, mix_samples
+from kuavo_smolvla_ros.policy.images import FEATURES
+
+
+class FeatureRows(Protocol):
+    """Vision features by frame."""
+
+    def read(self, frame: int, /) -> torch.Tensor: ...
+
 
 TASK_NUMBER = "task_number"  # of the curriculum, for counting and for losses per task
 FRAME = "frame"  # number in the task's data
@@ -29,19 +38,33 @@ class MixedDataset(Dataset[dict[str, Any]]):
             )
         self.tasks, self.sources = tuple(tasks), tuple(sources)
         self.cameras = tuple(sources[0].facts.cameras)
+        self._features: tuple[FeatureRows, ...] | None = None  # by task
 
     @classmethod
     def of_manager(cls, manager: ReplayDatasetManager) -> MixedDataset:
         return cls(manager.stage.tasks, manager.sources)
+
+    def with_features(self, features: Sequence[FeatureRows]) -> MixedDataset:
+        """The same samples with rows of vision features (one file per task) in the place of pictures."""
+        other = copy.copy(self)
+        other._features = tuple(features)
+        return other
 
     def __len__(self) -> int:
         return sum(len(source.frames) for source in self.sources)
 
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
         task, source = self.tasks[draw.task], self.sources[draw.task]
-        sample = source.frames[draw.frame]
+        pictures: tuple[str, ...] = ()
+        if self._features is None:
+            sample = source.frames[draw.frame]
+            pictures = tuple(IMAGES + camera for camera in self.cameras)
+        else:
+            sample = dict((source.vectors or source.frames)[draw.frame])
+            sample[FEATURES] = self._features[draw.task].read(draw.frame)
+            pictures = (FEATURES,)
         # Chosen by name: data sets carry further columns, and not all the same.
-        keys = (STATE, ACTION, ACTION_STEP_PADDING, *(IMAGES + camera for camera in self.cameras))
+        keys = (STATE, ACTION, ACTION_STEP_PADDING, *pictures)
         absent = [key for key in keys if key not in sample]
         if absent:
             raise DataError(f"frame {draw.frame} of {task.name} has no {', '.join(absent)}")
@@ -52,11 +75,16 @@ class MixedDataset(Dataset[dict[str, Any]]):
                     f"set says {width}"
                 )
         return {
-            **{key: sample[key] for key in keys},
+            **{key: _compact(sample[key]) if key.startswith(IMAGES) else sample[key] for key in keys},
             "task": task.sentences[draw.sentence],
             TASK_NUMBER: task.number,
             FRAME: draw.frame,
         }
+
+
+def _compact(picture: torch.Tensor) -> torch.Tensor:
+    """A picture in the eight bits it came from: a quarter of the bytes to copy, pin and send."""
+    return picture if picture.dtype == torch.uint8 else (picture * 255).round().to(torch.uint8)
 
 
 def collate(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

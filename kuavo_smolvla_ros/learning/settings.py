@@ -7,6 +7,8 @@ from pathlib import Path
 
 from kuavo_smolvla_ros.errors import UsageError
 
+FEATURE_CACHE = ("auto", "deep", "off")
+
 
 @dataclass(frozen=True)
 class RunSettings:
@@ -19,6 +21,8 @@ class RunSettings:
     device: str | None
     robot: str | None  # of config/robot, for data sets that do not say which robot they are from
     compile: bool
+    feature_cache: str  # auto, deep or off
+    shard: bool  # trained weights, gradients and moments divided among the devices (FSDP)
     log_freq_steps: int
     save_freq_epochs: int
     save_freq_steps: int
@@ -29,6 +33,10 @@ class RunSettings:
     push_to_hub: str | None
 
     def __post_init__(self) -> None:
+        if self.feature_cache not in FEATURE_CACHE:
+            raise UsageError(
+                f"run.feature_cache is {self.feature_cache!r}; it is one of {', '.join(FEATURE_CACHE)}"
+            )
         for name in (
             "batch_size",
             "prefetch_factor",

@@ -59,6 +59,8 @@ class TaskSource:
     episodes: NDArray[np.int64]  # of each frame; frames of an episode stand together, in time order
     facts: Facts
     stats: Stats
+    vectors: Frames | None = None  # the same frames without pictures, where that is cheaper to read
+    stamp: str = ""  # changes with the content of the data's files; for what is kept beside them
 
     def __post_init__(self) -> None:
         if len(self.frames) != len(self.episodes):
@@ -188,6 +190,10 @@ def join(name: str, parts: Sequence[TaskSource]) -> TaskSource:
         np.concatenate(episodes),
         first.facts,
         pooled_stats([(part.stats, len(part.episodes)) for part in parts]),
+        vectors=None
+        if any(p.vectors is None for p in parts)
+        else Joined([p.vectors for p in parts if p.vectors]),
+        stamp=" ".join(part.stamp for part in parts),
     )
 
 

@@ -195,6 +195,8 @@ def synthetic_run(root: Path, **settings: Any) -> RunSettings:
             "device": "cpu",
             "robot": None,
             "compile": False,
+            "feature_cache": "auto",
+            "shard": False,
             "log_freq_steps": 10,
             "save_freq_epochs": 1000,
             "save_freq_steps": 1000,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from kuavo_smolvla_ros.learning.checkpointing import (
     restore_optimizer,
     write_state,
 )
+from kuavo_smolvla_ros.learning.feature_cache import open_cache
 from kuavo_smolvla_ros.learning.feed import make_loader, places, seed_everything, step_noise
 from kuavo_smolvla_ros.learning.interruption import Interruption
 from kuavo_smolvla_ros.learning.meters import Meters
@@ -33,6 +34,7 @@ from kuavo_smolvla_ros.learning.mixed_dataset import TASK_NUMBER, MixedDataset
 from kuavo_smolvla_ros.learning.outputs import RunLog
 from kuavo_smolvla_ros.learning.replay import ReplayDatasetManager
 from kuavo_smolvla_ros.learning.settings import RunSettings
+from kuavo_smolvla_ros.learning.sharding import full, shard, whole
 from kuavo_smolvla_ros.learning.stage import BEST, LAST
 from kuavo_smolvla_ros.learning.validation import TaskResult, Validator
 from kuavo_smolvla_ros.policy.checkpoint import atomic_folder
@@ -78,17 +80,20 @@ class StageTrainer:
         self.layout = self.stage.training.layout(run.batch_size, self.accelerator.num_processes)
         self.total_steps, self.steps_per_epoch = manager.total_steps, manager.steps_per_epoch
         self.schedule = self.stage.schedule.for_steps(self.total_steps)
-        self.samples = MixedDataset.of_manager(manager)
+        self.samples = open_cache(
+            policy, manager, MixedDataset.of_manager(manager), preprocess, run, self.accelerator, tools.say
+        )
         self.validator = Validator(manager, self.samples, preprocess, self.accelerator, run)
         self._numbers = torch.tensor([task.number for task in self.stage.tasks])
 
         settings = self.stage.optimizer
-        groups = with_adapter_rates(policy.get_optim_params(), self.stage)
+        self.model: Any = shard(policy, self.accelerator.device) if run.shard else policy
+        groups = with_adapter_rates(self.model.get_optim_params(), self.stage)
         groups = [{**group, "peak_lr": group["lr"]} for group in groups]
         optimizer = torch.optim.AdamW(
             groups, betas=settings.betas, eps=settings.eps, weight_decay=settings.weight_decay
         )
-        self._names = {parameter: name for name, parameter in policy.named_parameters()}
+        self._names = {parameter: name for name, parameter in self.model.named_parameters()}
         self.trained = {n: p for p, n in self._names.items() if p.requires_grad}
         self.result = ResultWeights(
             self.trained, self.stage.training.ema_decay, self.stage.training.interpolate_previous
@@ -99,8 +104,11 @@ class StageTrainer:
             if self.result.average is not None:
                 self.result.restore(average or {})
         if run.compile:
-            policy.compile()
-        self.model, self.optimizer = self.accelerator.prepare(policy, optimizer)
+            self.model.compile()
+        if run.shard:
+            self.optimizer = self.accelerator.prepare(optimizer)
+        else:
+            self.model, self.optimizer = self.accelerator.prepare(policy, optimizer)
 
     def fit(self) -> Progress:
         """Train to the end, or until a signal asks to stop; everything is saved when this returns."""
@@ -146,7 +154,8 @@ class StageTrainer:
                 batch, tasks = self._next(batches)
                 mine = places(step, layout, rank, micro)
                 last = micro == layout.accumulation - 1
-                with nullcontext() if last else self.accelerator.no_sync(self.model):
+                sync = nullcontext() if last else self.accelerator.no_sync(self.model)
+                with sync, self.accelerator.autocast():
                     losses, _ = self.model(batch, self._send(noise[mine]), self._send(times[mine]), "none")
                     # The mean over samples, not over their valid entries: then shares hold in the loss too,
                     # and it does not matter how the batch is divided.
@@ -158,7 +167,7 @@ class StageTrainer:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.result.update()
-        self._meters.end_step(step, norm)
+        self._meters.end_step(step, full(norm))
         self.progress.step += 1
         self._bar.update()
 
@@ -257,8 +266,9 @@ class StageTrainer:
 
     def _validate(self) -> None:
         """All tasks seen so far; the best result so far becomes the `best` folder."""
-        with self.result.in_place(), merged(self.policy.model):
-            results = self.validator(self.policy)
+        with self.result.in_place():
+            with self._whole(), merged(self.policy.model):
+                results = self.validator(self.policy)
             mean = sum(result.loss for result in results.values()) / len(results)
             tasks = {str(number): asdict(result) for number, result in results.items()}
             epoch = self.progress.step / self.steps_per_epoch
@@ -278,13 +288,14 @@ class StageTrainer:
 
     def _save_result(self, name: str) -> None:
         """The policy as it is now; to be called with the result's weights in place."""
-        if self.accelerator.is_main_process:
-            require_space(self.folder, self._weights_bytes())
-            with atomic_folder(self.folder / name) as fresh:
-                with merged(self.policy.model):
-                    self.policy.save_pretrained(fresh)
-                self.tools.write_card(fresh, self.progress)
-            self.tools.log.write("checkpoint", self.progress.step, folder=name)
+        with self._whole():
+            if self.accelerator.is_main_process:
+                require_space(self.folder, self._weights_bytes())
+                with atomic_folder(self.folder / name) as fresh:
+                    with merged(self.policy.model):
+                        self.policy.save_pretrained(fresh)
+                    self.tools.write_card(fresh, self.progress)
+                self.tools.log.write("checkpoint", self.progress.step, folder=name)
         self.accelerator.wait_for_everyone()
 
     def _save_last(self, done: bool) -> None:
@@ -292,27 +303,42 @@ class StageTrainer:
             name: seen.samples for name, seen in self.manager.plan.exposure(self.progress.step).items()
         }
         self.progress.finished = done
-        if self.accelerator.is_main_process:
+        main = self.accelerator.is_main_process
+        moments: dict[str, torch.Tensor] = {}
+        average = self.result.average
+        if main or self.run.shard:  # where they are divided, all devices take part in bringing them together
             moments = optimizer_tensors(self.optimizer.optimizer, self._names)
-            require_space(self.folder, self._weights_bytes() + sum(t.nbytes for t in moments.values()))
-            fresh = self.folder / f".{LAST}.new.{self.progress.step}"
-            with merged(self.policy.model):
-                self.policy.save_pretrained(fresh)
-            self.tools.write_card(fresh, self.progress)
-            write_state(fresh, self.progress, moments, self.result.average)
-            if self.stage.adapter is not None:
-                write_adapter(fresh / STATE_FOLDER, self.policy.model)
-            replace_last(self.folder, fresh, self.run.keep_last)
-            if not done and is_low(self.folder, self.run.min_free_gib):
-                raise TrainingError(
-                    f"less than {self.run.min_free_gib:g} GiB are free at {self.folder}; step "
-                    f"{self.progress.step} "
-                    "is saved. Free some space and run the same command again, or lower run.min_free_gib"
-                )
+            average = None if average is None else {name: full(value) for name, value in average.items()}
+        with self._whole():
+            if main:
+                self._write_last(moments, average, done)
         self.accelerator.wait_for_everyone()
 
+    def _write_last(
+        self, moments: Mapping[str, torch.Tensor], average: Mapping[str, torch.Tensor] | None, done: bool
+    ) -> None:
+        require_space(self.folder, self._weights_bytes() + sum(t.nbytes for t in moments.values()))
+        fresh = self.folder / f".{LAST}.new.{self.progress.step}"
+        with merged(self.policy.model):
+            self.policy.save_pretrained(fresh)
+        self.tools.write_card(fresh, self.progress)
+        write_state(fresh, self.progress, moments, average)
+        if self.stage.adapter is not None:
+            write_adapter(fresh / STATE_FOLDER, self.policy.model)
+        replace_last(self.folder, fresh, self.run.keep_last)
+        if not done and is_low(self.folder, self.run.min_free_gib):
+            raise TrainingError(
+                f"less than {self.run.min_free_gib:g} GiB are free at {self.folder}; step "
+                f"{self.progress.step} is saved. Free some space and run the same command again, or lower "
+                "run.min_free_gib"
+            )
+
+    def _whole(self) -> AbstractContextManager[None]:
+        """What is divided among devices comes together in the policy, while the block runs."""
+        return whole(self.policy, self.model) if self.run.shard else nullcontext()
+
     def _weights_bytes(self) -> int:
-        return 4 * sum(parameter.numel() for parameter in self.policy.parameters())
+        return 4 * sum(parameter.numel() for parameter in self.model.parameters())
 
     def _show_rates(self) -> None:
         counts = {g["name"]: sum(p.numel() for p in g["params"]) for g in self.optimizer.param_groups}

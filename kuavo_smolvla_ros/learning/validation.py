@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 
 from kuavo_smolvla_ros.learning.chance import key_of
-from kuavo_smolvla_ros.learning.feed import make_loader
+from kuavo_smolvla_ros.learning.feed import ListedBatches, make_loader
 from kuavo_smolvla_ros.learning.mixed_dataset import FRAME, MixedDataset, validation_draws
 from kuavo_smolvla_ros.learning.replay import ReplayDatasetManager
-from kuavo_smolvla_ros.learning.sampler import Draw
 from kuavo_smolvla_ros.learning.settings import RunSettings
 from kuavo_smolvla_ros.learning.stage import TaskData
 from kuavo_smolvla_ros.policy.dimensions import ACTION, ACTION_STEP_PADDING
@@ -104,7 +103,7 @@ class Validator:
         same_side = torch.zeros(len(names), device=device)
         std = torch.tensor(policy.statistics[ACTION].std[: len(names)], device=device)
         mean = torch.tensor(policy.statistics[ACTION].mean[: len(names)], device=device)
-        for raw in make_loader(self._samples, _Listed(batches), self._run, device):
+        for raw in make_loader(self._samples, ListedBatches(batches), self._run, device):
             noise, times = fixed_noise(
                 self._settings.seed,
                 task.name,
@@ -127,17 +126,6 @@ class Validator:
             same_side += (closed & valid).sum((0, 1))
         loss, error, counted, same_side = accelerator.reduce((loss, error, counted, same_side), "sum")
         return _result(names, loss.cpu(), error.cpu(), counted.cpu(), same_side.cpu(), len(draws))
-
-
-class _Listed(torch.utils.data.Sampler[list[Draw]]):
-    def __init__(self, batches: list[list[Draw]]) -> None:
-        self._batches = batches
-
-    def __iter__(self) -> Any:
-        return iter(self._batches)
-
-    def __len__(self) -> int:
-        return len(self._batches)
 
 
 def _result(

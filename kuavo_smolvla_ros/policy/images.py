@@ -12,6 +12,7 @@ from kuavo_smolvla_ros.errors import UserError
 
 IMAGE_PREFIX = "observation.images."
 PIXELS = "observation.pixels"
+FEATURES = "observation.features"  # what frozen vision layers made of the pictures, in their place
 BLACK = -1.0
 
 

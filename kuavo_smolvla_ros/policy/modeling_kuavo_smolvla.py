@@ -44,6 +44,7 @@ from kuavo_smolvla_ros.policy.dimensions import (
     pad_last,
 )
 from kuavo_smolvla_ros.policy.expert import ExpertCache, prepare_expert, velocity
+from kuavo_smolvla_ros.policy.features import embed_features
 from kuavo_smolvla_ros.policy.flow import euler, mix, sample_noise, sample_time
 from kuavo_smolvla_ros.policy.freezing import (
     apply_plan,
@@ -52,7 +53,7 @@ from kuavo_smolvla_ros.policy.freezing import (
     parameter_groups,
     set_train_mode,
 )
-from kuavo_smolvla_ros.policy.images import PIXELS, camera_images, prepare_pixels
+from kuavo_smolvla_ros.policy.images import FEATURES, PIXELS, camera_images, prepare_pixels
 from kuavo_smolvla_ros.policy.language import TOKEN_MASK, TOKENS
 from kuavo_smolvla_ros.policy.lerobot_adapter import PreTrainedPolicy
 from kuavo_smolvla_ros.policy.loss import flow_loss, valid_entries
@@ -262,6 +263,8 @@ class KuavoSmolVLAPolicy(PreTrainedPolicy):
 
     def image_tokens(self, batch: Mapping[str, Any]) -> Tensor:
         """Prefix tokens of all cameras, (B, tokens, width)."""
+        if FEATURES in batch:
+            return embed_features(self.model, batch[FEATURES], self.freezing, self.config.image_size)
         return embed_images(self.model, self._pixels(batch), self.config.vision_position_ids)
 
     def context(self, batch: Mapping[str, Any], image_tokens: Tensor | None = None) -> KeyValues:

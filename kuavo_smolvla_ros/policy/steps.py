@@ -24,7 +24,7 @@ from kuavo_smolvla_ros.policy.dimensions import (
     denormalise,
     normalise,
 )
-from kuavo_smolvla_ros.policy.images import IMAGE_PREFIX, PIXELS, camera_images, prepare_pixels
+from kuavo_smolvla_ros.policy.images import FEATURES, IMAGE_PREFIX, PIXELS, camera_images, prepare_pixels
 from kuavo_smolvla_ros.policy.language import TOKEN_MASK, TOKENS, InstructionTokenizer, check_instructions
 from kuavo_smolvla_ros.policy.lerobot_adapter import ProcessorStep, TransitionKey
 
@@ -98,6 +98,8 @@ class PrepareImages(FeaturePreservingStep):
 
     def __call__(self, transition: Transition) -> Transition:
         observation = transition.get(TransitionKey.OBSERVATION) or {}
+        if FEATURES in observation:
+            return transition
         images = camera_images(observation, self.cameras, self.unused_cameras)
         kept = {key: value for key, value in observation.items() if not key.startswith(IMAGE_PREFIX)}
         kept[PIXELS] = prepare_pixels(images, tuple(self.size), self.cameras)

@@ -59,6 +59,15 @@ def pixel_shuffle(x: Tensor, rows: int, columns: int, factor: int) -> Tensor:
 
 def encode_images(network: SmolVLANetwork, pixels: Tensor, position_mode: str = "raster") -> Tensor:
     """(N, 3, height, width) in [-1, 1] -> (N, tokens, text width), before the prefix's own scaling."""
+    layers = len(network.vision.encoder.layers)
+    hidden = lower_layers(network, pixels, layers, position_mode)
+    return upper_layers(network, hidden, layers, pixels.shape[-2:])
+
+
+def lower_layers(
+    network: SmolVLANetwork, pixels: Tensor, layers: int, position_mode: str = "raster"
+) -> Tensor:
+    """(N, 3, height, width) -> (N, patches, vision width): what the first encoder layers make of it."""
     sizes = network.architecture
     sizes.image_tokens(pixels.shape[-2], pixels.shape[-1])
     vision = network.vision
@@ -68,7 +77,17 @@ def encode_images(network: SmolVLANetwork, pixels: Tensor, position_mode: str = 
     ids = position_ids(rows, columns, side, position_mode, pixels.device)
     hidden = patches.flatten(2).transpose(1, 2) + vision.embeddings.position_embedding(ids)
     head_dim = sizes.vision.width // sizes.vision.heads
-    for layer in vision.encoder.layers:
+    for layer in vision.encoder.layers[:layers]:
+        hidden = vision_layer(layer, hidden, head_dim)
+    return hidden
+
+
+def upper_layers(network: SmolVLANetwork, hidden: Tensor, layers: int, size: tuple[int, int]) -> Tensor:
+    """The rest of the way for what `lower_layers` gave; `size` is the pictures' (height, width)."""
+    sizes, vision = network.architecture, network.vision
+    rows, columns = (side // sizes.vision.patch_size for side in size)
+    head_dim = sizes.vision.width // sizes.vision.heads
+    for layer in vision.encoder.layers[layers:]:
         hidden = vision_layer(layer, hidden, head_dim)
     hidden = vision.post_layernorm(hidden)
     return network.connector.modality_projection.proj(pixel_shuffle(hidden, rows, columns, sizes.shuffle))

@@ -59,7 +59,14 @@ def start_program() -> Callable[..., Any]:
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["kuavo_smolvla_ros.learning.curriculum_run", "kuavo_smolvla_ros.learning.synthetic"]
+        [
+            "kuavo_smolvla_ros.learning.curriculum_run",
+            "kuavo_smolvla_ros.learning.estimate",
+            "kuavo_smolvla_ros.learning.lerobot_source",
+            "kuavo_smolvla_ros.learning.stage_config",
+            "kuavo_smolvla_ros.policy.runtime",
+            "kuavo_smolvla_ros.sim.simulation",
+        ]
     )
 
     def start(argv: Sequence[str], output: Path, **environment: str) -> Any:

@@ -128,6 +128,11 @@ def free_port() -> int:
 
 
 def two_processes(start_program: Start, output: Path, *options: str) -> None:
+    for rank, process in enumerate(begin_two(start_program, output, *options)):
+        finish(process, output / f"out{rank}")
+
+
+def begin_two(start_program: Start, output: Path, *options: str) -> list[Any]:
     """The program twice, as a launcher starts it: each process with its rank, and all with one address."""
     common = {
         "WORLD_SIZE": "2",
@@ -135,13 +140,12 @@ def two_processes(start_program: Start, output: Path, *options: str) -> None:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(free_port()),
     }
-    outs = [output / f"out{rank}" for rank in range(2)]
-    ranks = [
-        start_program(argv(output, *options), out, RANK=str(rank), LOCAL_RANK=str(rank), **common)
-        for rank, out in enumerate(outs)
+    return [
+        start_program(
+            argv(output, *options), output / f"out{rank}", RANK=str(rank), LOCAL_RANK=str(rank), **common
+        )
+        for rank in range(2)
     ]
-    for process, out in zip(ranks, outs, strict=True):
-        finish(process, out)
 
 
 def require_same(folder: Path, uninterrupted: Path, names: tuple[str, ...]) -> None:
@@ -162,6 +166,30 @@ def test_two_processes_do_what_one_does(
     two_processes(start_program, tmp_path, "--batch-size", "16")
     assert read_rows(tmp_path / "task1", "stage")[0]["batch"]["devices"] == 2
     require_same(tmp_path / "task1", whole(), ("loss",))
+
+
+def test_a_divided_network_does_what_a_whole_one_does(
+    tmp_path: Path, start_program: Start, whole: Callable[..., Path]
+) -> None:
+    """FSDP in two processes; stopped half-way, it goes on, and its checkpoint is that of any other run."""
+    folder, printed = tmp_path / "task1", tmp_path / "out0"
+    sharded = ("--batch-size", "16", "--shard")
+    ranks = begin_two(start_program, tmp_path, *sharded)
+    wait_for_step(folder, 4, ranks[0], printed)
+    for rank in ranks:
+        rank.kill()
+        rank.join()
+    assert read_rows(folder, "train")[-1]["step"] < STEPS
+    two_processes(start_program, tmp_path, *sharded)
+    uninterrupted = whole()
+    require_same(folder, uninterrupted, ("loss", "grad_norm"))
+    ours, theirs = (load_file(place / "last/model.safetensors") for place in (folder, uninterrupted))
+    assert ours.keys() == theirs.keys()
+    state = [
+        set(load_file(place / "last/training_state/optimizer.safetensors"))
+        for place in (folder, uninterrupted)
+    ]
+    assert state[0] == state[1]
 
 
 def test_accumulating_does_what_one_pass_does(

@@ -50,7 +50,7 @@ def test_the_hash_is_stable_across_processes(make_stage: MakeStage) -> None:
         {"schedule": Schedule(1500, 25_000, 2e-6)},
         {"policy": (("unfreeze_vision_layers", (-1,)),)},
         {"buffer_frames": 100},
-        {"adapter": Adapter(8, 8.0, 0.0, ("q_proj",))},
+        {"adapter": Adapter(8, 8.0, ("q_proj",))},
         {"thresholds": Thresholds(0.5, 0.7, 0.9)},
     ],
 )

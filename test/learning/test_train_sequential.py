@@ -5,24 +5,27 @@ input.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from kuavo_smolvla_ros.data.convert import ConversionSettings, convert
 from kuavo_smolvla_ros.data.recordings import find_recordings
 from kuavo_smolvla_ros.data.synthetic import extract_recipe, write_recipe
+from kuavo_smolvla_ros.learning.lerobot_source import open_lerobot
 from kuavo_smolvla_ros.learning.outputs import read_rows
 from kuavo_smolvla_ros.paths import config_dir
 from kuavo_smolvla_ros.policy.modeling_kuavo_smolvla import KuavoSmolVLAPolicy
 from kuavo_smolvla_ros.robot.spec import load_spec
+from kuavo_smolvla_ros.video_decoder import choose_video_backend
 
 PROGRAM = Path(__file__).parents[2] / "training" / "train_sequential.py"
+Train = Callable[..., tuple[int, str]]
 TASKS = ("task1_moving_grasp", "task2_weighing")
+LORA = "adapter={rank: 4, alpha: 4, lr: 1.0e-3, target_modules: [q_proj, v_proj]}"
 SMALL = (
     "curriculum=[tasks/task1_moving_grasp,tasks/task2_weighing]",
     "policy.backbone=tiny",
@@ -68,33 +71,25 @@ def datasets(tmp_path_factory: pytest.TempPathFactory, spec_path: str) -> Path:
 
 
 @pytest.fixture
-def train(datasets: Path, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [
-                sys.executable,
-                str(PROGRAM),
-                *SMALL,
-                f"data.root={datasets}",
-                f"run.output_root={tmp_path / 'out'}",
-                *arguments,
-            ],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=280,
-        )
+def train(datasets: Path, tmp_path: Path, start_program: Callable[..., Any]) -> Train:
+    """Run the program; its exit status, and what it printed."""
+
+    def run(*arguments: str) -> tuple[int, str]:
+        printed = tmp_path / "printed"
+        printed.unlink(missing_ok=True)
+        places = (f"data.root={datasets}", f"run.output_root={tmp_path / 'out'}")
+        process = start_program([str(PROGRAM), *SMALL, *places, *arguments], printed)
+        process.join(280)
+        return process.exitcode, printed.read_text()
 
     return run
 
 
-def test_two_stages_in_a_row_then_skipped(
-    train: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path, spec_path: str
-) -> None:
-    first = train("task=tasks/task1_moving_grasp", "policy.chunk_size=12")
-    assert first.returncode == 0, first.stderr[-2000:]
-    second = train("task=tasks/task2_weighing", "init=previous")
-    assert second.returncode == 0, second.stderr[-2000:]
+def test_two_stages_in_a_row_then_skipped(train: Train, tmp_path: Path, spec_path: str) -> None:
+    code, printed = train("task=tasks/task1_moving_grasp", "policy.chunk_size=12")
+    assert code == 0, printed[-2000:]
+    code, printed = train("task=tasks/task2_weighing", "init=previous")
+    assert code == 0, printed[-2000:]
     out = tmp_path / "out"
     results = [json.loads((out / task / "training_results.json").read_text()) for task in TASKS]
     assert [r["task_id"] for r in results] == [1, 2]
@@ -108,25 +103,24 @@ def test_two_stages_in_a_row_then_skipped(
     assert policy.config.unfreeze_vision_layers == [-1, -2]
     assert [row["step"] for row in read_rows(out / TASKS[1], "train")] == [1, 2, 3]
     assert (out / "report.html").is_file()
-    again = train("task=tasks/task2_weighing", "init=previous")
-    assert again.returncode == 0
-    assert "task2_weighing: finished already" in again.stdout
+    code, printed = train("task=tasks/task2_weighing", "init=previous")
+    assert code == 0
+    assert "task2_weighing: finished already" in printed
 
 
-def test_a_dry_run_says_everything_and_writes_nothing(
-    train: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
-) -> None:
-    result = train("stages=all", "--dry-run", "init=scratch")
-    assert result.returncode == 0, result.stderr[-2000:]
+def test_a_dry_run_says_everything_and_writes_nothing(train: Train, tmp_path: Path) -> None:
+    code, printed = train("stages=all", "--dry-run", "init=scratch", LORA)
+    assert code == 0, printed[-2000:]
     for part in (
         "task2_weighing (stage ",
         "3 steps of 10 samples (5 per device x 2 parts x 1 devices)",
         "20% of each batch (2 in the first)",
         "unfrozen 2/4: 2-3",
+        "LoRA of rank 4 at 0.001 beside q_proj, v_proj; action_heads, state_proj in full at 5e-05",
         "memory per device",
         "of training (",
     ):
-        assert part in result.stdout, part
+        assert part in printed, part
     assert not (tmp_path / "out").exists()
 
 
@@ -154,20 +148,36 @@ def test_a_dry_run_says_everything_and_writes_nothing(
         (
             (
                 "task=tasks/task1_moving_grasp",
-                "adapter={rank: 4, alpha: 4, dropout: 0.0, target_modules: [q_proj]}",
+                "adapter={rank: 4, alpha: 4, target_modules: [qkv]}",
             ),
-            2,
-            "adapters are not supported",
+            1,
+            "adapter.target_modules names qkv",
         ),
+        (("task=tasks/task1_moving_grasp", "run.shard=true"), 2, "among several devices, and there is one"),
+        (("task=tasks/task1_moving_grasp", "run.feature_cache=always"), 2, "it is one of auto, deep, off"),
+        (("task=tasks/task1_moving_grasp", "run.push_to_hub=a/b/c"), 1, "which is no hub id"),
     ],
 )
 def test_bad_input_is_one_sentence(
-    train: Callable[..., subprocess.CompletedProcess[str]],
+    train: Train,
     arguments: tuple[str, ...],
     code: int,
     sentence: str,
 ) -> None:
-    result = train(*arguments)
-    assert result.returncode == code, result.stderr[-2000:]
-    assert sentence in result.stderr
-    assert "Traceback" not in result.stderr
+    status, printed = train(*arguments)
+    assert status == code, printed[-2000:]
+    assert sentence in printed
+    assert "Traceback" not in printed
+
+
+def test_a_data_set_without_its_pictures_is_the_same_data_set(datasets: Path) -> None:
+    source = open_lerobot("task1", str(datasets / TASKS[0]), 10, choose_video_backend())
+    assert source.vectors is not None
+    assert len(source.vectors) == len(source.frames)
+    whole, bare = source.frames[7], source.vectors[7]
+    cameras = {f"observation.images.{name}" for name in source.facts.cameras}
+    assert whole.keys() - bare.keys() == cameras
+    for name in bare.keys() & {"observation.state", "action", "action_is_pad"}:
+        assert torch.equal(whole[name], bare[name])
+    assert source.stamp == open_lerobot("task1", str(datasets / TASKS[0]), 10, None).stamp
+    assert source.stamp != open_lerobot("task2", str(datasets / TASKS[1]), 10, None).stamp

@@ -339,7 +339,7 @@ def test_a_step_that_does_not_fit_into_memory_says_what_would(
 
     forward = KuavoSmolVLAPolicy.forward
     monkeypatch.setattr(KuavoSmolVLAPolicy, "forward", full)
-    monkeypatch.setattr(stage_run, "fitting_batch", lambda config, plan, batch, device: batch // 4)
+    monkeypatch.setattr(stage_run, "fitting_batch", lambda config, plan, batch, *rest: batch // 4)
     with pytest.raises(TrainingError, match=r"32 samples at a time do not fit .* run.batch_size=8 would fit"):
         train(stages[0])
 

@@ -113,6 +113,7 @@ SETTINGS = {
     "gap": FreezeSettings(unfreeze_vision_layers=[1, 3]),
     "expert_only": FreezeSettings(preset="expert_only"),
     "expert_without_state": FreezeSettings(train_expert_only=True, train_state_proj=False),
+    "language_frozen": FreezeSettings(unfreeze_vision_layers=[-1], train_language_model=False),
     "vision_frozen": FreezeSettings(freeze_vision_encoder=True),
     "all": FreezeSettings(freeze_vision_encoder=False),
 }
@@ -192,6 +193,8 @@ def test_the_exact_names_that_train(settings: FreezeSettings, tiny: Architecture
             return 3 in unfrozen
         if name.startswith("state_proj."):
             return settings.train_state_proj
+        if name.startswith("vlm_with_expert.vlm.model.text_model."):
+            return settings.train_language_model and not expert_only
         return not (name.startswith("vlm_with_expert.vlm.") and expert_only)
 
     assert trainable(model) == {name for name, _ in model.named_parameters() if expected(name)}

@@ -100,6 +100,9 @@ PARTS = [
         ALWAYS | {CONNECTOR, TEXT_MODEL, VISION_LAYERS, VISION_EMBEDDINGS, VISION_POST_NORM},
     ),
     ({"freeze_vision_encoder": True}, ALWAYS | {CONNECTOR, TEXT_MODEL}),
+    ({"unfreeze_vision_layers": [5], "train_language_model": False}, ALWAYS | {CONNECTOR, VISION_LAYERS}),
+    ({"freeze_vision_encoder": True, "train_language_model": False}, ALWAYS | {CONNECTOR}),
+    ({"train_expert_only": True, "train_language_model": False}, ALWAYS),
     ({"train_expert_only": True}, ALWAYS),
     ({"preset": "expert_only"}, ALWAYS),
     ({"train_expert_only": True, "train_state_proj": False}, ALWAYS - {STATE_PROJ}),
@@ -145,6 +148,7 @@ ERRORS = [
     ({"preset": "bold"}, "'bold' does not exist; there are very_conservative, .*expert_only"),
     ({"freeze_vision_encoder": None}, "freeze_vision_encoder is None"),
     ({"train_expert_only": "false"}, "train_expert_only is 'false'"),
+    ({"train_language_model": None}, "train_language_model is None"),
     ({"on_conflict": "ignore"}, "on_conflict is 'ignore'"),
     # more than one way
     (
