@@ -137,6 +137,8 @@ class Sampler:
             started = time.monotonic()
             self.device = policy.model.action_out_proj.weight.device
             self.sizes = policy.model.architecture
+            self._on_device = self.device.type != "cpu"  # where reading a value back means waiting
+            self._graphs = self.device.type == "cuda" and self.options.cuda_graphs
             self.dtype, forms = _choose(
                 self.options, config.compute_dtype, self.device, self.sizes.expert_width
             )
@@ -235,7 +237,7 @@ class Sampler:
 
     def _trimmed(self, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Without the padding that no sample needs; on a GPU shapes stay, and nothing is read back."""
-        if self.device.type != "cpu" or not self.options.trim:
+        if self._on_device or not self.options.trim:
             return tokens, mask
         needed = int(mask.any(0).nonzero().amax()) + 1
         return tokens[:, :needed], mask[:, :needed]
@@ -279,7 +281,7 @@ class Sampler:
 
     def _layout(self, valid: Tensor) -> Layout:
         chunk = self.policy.config.chunk_size
-        if self.device.type != "cpu":
+        if self._on_device:
             return make_layout(valid, chunk, self.sizes, self.dtype, full=False)
         key = (tuple(valid.shape), valid.numpy().tobytes())
         layout = self._layouts.pop(key, None)
@@ -321,7 +323,7 @@ class Sampler:
             return refined(self.policy, batch, context, actions, held=held)
 
     def _stage(self, key: Any, function: Stage, *inputs: Tensor) -> Stage:
-        if self.device.type != "cuda" or not self.options.cuda_graphs:
+        if not self._graphs:
             return function
         if key not in self._stages:
             self._stages[key] = make_stage(key[0], function, inputs)
