@@ -50,7 +50,7 @@ def fitting_batch(
     adapter: Adapter | None = None,
 ) -> int | None:
     """The largest divisor of `batch`, smaller than it, that fits the device's memory; None: not even one."""
-    if device.type != "cuda":
+    if device.type != "cuda" or config.train_delta_expert:  # what is traced is the step without one
         return next((size for size in range(batch - 1, 0, -1) if batch % size == 0), None)
     total = torch.cuda.get_device_properties(device).total_memory
     return fitting_divisor(config, plan, batch, (total - LIBRARIES_BYTES) * USABLE, adapter)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,6 +21,8 @@ class Reading:
     loss_sum_by_task: list[float]
     bad_step: int | None
     bad_places: Tensor  # (devices, accumulation, per device): which samples' losses were not finite in it
+    # What else the policy has said of itself, by name.
+    numbers: dict[str, float] = field(default_factory=dict)
 
 
 class Meters:
@@ -30,6 +33,8 @@ class Meters:
         self._bad_step = torch.full((), NONE, dtype=torch.int64, device=device)
         self._bad_places = torch.zeros(accumulation, per_device, dtype=torch.bool, device=device)
         self._losses: list[Tensor] = []
+        self._numbers: dict[str, Tensor] = {}
+        self._parts = 0
         self._steps = 0
 
     def add_losses(self, losses: Tensor, tasks: Tensor) -> None:
@@ -37,6 +42,12 @@ class Meters:
         losses = losses.detach()
         self._losses.append(losses)
         self._sums[2:].index_add_(0, tasks, losses.double())
+
+    def add_numbers(self, numbers: Mapping[str, Tensor]) -> None:
+        """What the policy says of one accumulation step beside its loss; always the same names."""
+        for name, value in numbers.items():
+            self._numbers[name] = self._numbers.get(name, 0.0) + value.detach().double()
+        self._parts += 1
 
     def end_step(self, step: int, grad_norm: Tensor) -> None:
         """One optimizer step is complete."""
@@ -59,6 +70,12 @@ class Meters:
             accelerator.gather(self._bad_places[None].to(torch.uint8)).cpu().bool()
             & (steps == first)[:, None, None]
         )
+        names = sorted(self._numbers)
+        means = []
+        if names:
+            own = torch.stack([self._numbers[name] for name in names]) / self._parts
+            means = accelerator.gather(own[None]).mean(0).tolist()
+        self._numbers, self._parts = {}, 0
         count = max(self._steps, 1)
         self._sums = torch.zeros_like(self._sums)
         self._steps = 0
@@ -68,4 +85,5 @@ class Meters:
             loss_sum_by_task=sums[:, 2:].sum(0).tolist(),
             bad_step=None if first == NONE else first,
             bad_places=places,
+            numbers=dict(zip(names, means, strict=True)),
         )

@@ -92,6 +92,9 @@ def scalars(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
             yield f"train/{name}", row[name]
         for name, lr in row["lr_by_group"].items():
             yield f"train/lr_{name}", lr
+        for name, value in row.get("numbers", {}).items():  # logs of earlier versions have none
+            if name != "loss":
+                yield f"train/{name}", value
         for task, loss in row["loss_by_task"].items():
             yield f"train/task{task}_loss", loss
         for task, share in row["realised_shares"].items():

@@ -7,11 +7,12 @@ import importlib.metadata
 import json
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import nn
+from torch.utils.data import Dataset
 
 from kuavo_smolvla_ros.learning.adapters import start_of
 from kuavo_smolvla_ros.learning.card import write_card
@@ -44,8 +45,20 @@ from kuavo_smolvla_ros.learning.validation import TaskResult
 from kuavo_smolvla_ros.learning.verdict import judge
 from kuavo_smolvla_ros.policy.checkpoint import RECORDED_VERSIONS, read_json, write_json
 from kuavo_smolvla_ros.policy.freezing import count_parameters
+from kuavo_smolvla_ros.policy.modeling_kuavo_smolvla import KuavoSmolVLAPolicy
 from kuavo_smolvla_ros.policy.network import LM_HEAD
 from kuavo_smolvla_ros.policy.processor_kuavo_smolvla import make_kuavo_smolvla_pre_post_processors
+
+
+@dataclass(frozen=True)
+class Feed:
+    """Samples by `Draw`, and what makes a batch of them ready for the policy."""
+
+    samples: Dataset[Any]
+    preprocess: Callable[[dict[str, Any]], dict[str, Any]]
+
+
+MakeFeed = Callable[[KuavoSmolVLAPolicy, ReplayDatasetManager], Feed]
 
 BUFFERS_FILE = "replay_buffers.json"
 
@@ -76,8 +89,12 @@ def run_stage(
     when_learnt: Mapping[str, float],
     interruption: Interruption,
     say: Callable[[str], None] = print,
+    make_feed: MakeFeed | None = None,
 ) -> dict[str, Any] | None:
-    """Train the stage to its end and return its results; None where a signal stopped it before."""
+    """Train the stage to its end and return its results; None where a signal stopped it before.
+
+    `make_feed` may put other samples than the sources' own, and what prepares them, in their place.
+    """
     folder, main = stage.folder(root), accelerator.is_main_process
     manager = ReplayDatasetManager(stage, sources)
     if main:
@@ -107,11 +124,13 @@ def run_stage(
     if main and run.wandb:
         log.watch(make_wandb(folder, stage.hash))
     preprocess, _ = make_kuavo_smolvla_pre_post_processors(policy.config, statistics=policy.statistics)
+    feed = None if make_feed is None else make_feed(policy, manager)
     freezing = policy.freezing
 
     def judged(results: Mapping[int, TaskResult]) -> dict[str, Any]:
         losses = {task.name: results[task.number].loss for task in stage.tasks}
-        verdicts = judge(stage, losses, when_learnt)
+        # Thresholds are of the flow loss; what else is trained has no verdict.
+        verdicts = judge(stage, losses, when_learnt) if feed is None else []
         for verdict in verdicts:
             say(f"  {verdict}")
         return {"verdicts": [verdict.to_json() for verdict in verdicts]}
@@ -127,7 +146,16 @@ def run_stage(
             policy.config, freezing, size, accelerator.device, stage.adapter
         ),
     )
-    trainer = StageTrainer(policy, manager, preprocess, run, folder, progress, tools)
+    trainer = StageTrainer(
+        policy,
+        manager,
+        preprocess if feed is None else feed.preprocess,
+        run,
+        folder,
+        progress,
+        tools,
+        None if feed is None else feed.samples,
+    )
     if stage.training.interpolate_previous:
         trainer.result.start_from(start_of(trainer.trained, start_weights(stage, source)))
     if not progress.step:

@@ -18,7 +18,7 @@ import torch
 from kuavo_smolvla_ros.learning.chance import key_of
 from kuavo_smolvla_ros.learning.schedule import Schedule
 from kuavo_smolvla_ros.learning.settings import RunSettings
-from kuavo_smolvla_ros.learning.sources import ACTION, IMAGES, STATE, Facts, TaskSource
+from kuavo_smolvla_ros.learning.sources import ACTION, IMAGES, STATE, Facts, Frames, TaskSource
 from kuavo_smolvla_ros.learning.stage import (
     Curriculum,
     Initialisation,
@@ -100,7 +100,7 @@ def conflicting_tasks(
             f"synthetic-{len(JOINTS) + extra}",
         )
         numbers = np.repeat(np.arange(episodes, dtype=np.int64), length)
-        sources[name] = TaskSource(name, frames, numbers, facts, _stats(frames))
+        sources[name] = TaskSource(name, frames, numbers, facts, statistics_of(frames))
     return sources
 
 
@@ -112,7 +112,8 @@ def _goal(number: int, extra: int) -> tuple[float, ...]:
     return (left, right, float(left > 0), right, left, float(right > 0), *(left,) * extra)
 
 
-def _stats(frames: ConflictFrames) -> Mapping[str, Mapping[str, Any]]:
+def statistics_of(frames: Frames) -> Mapping[str, Mapping[str, Any]]:
+    """Mean, deviation and extremes of states, and of actions over whole chunks."""
     samples = [frames[index] for index in range(len(frames))]
     result = {}
     for key in (STATE, ACTION):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from kuavo_smolvla_ros.errors import UserError
@@ -73,6 +74,7 @@ class StageTrainer:
         folder: Path,
         progress: Progress,
         tools: Tools,
+        samples: Dataset[Any] | None = None,
     ) -> None:
         self.stage, self.manager, self.run, self.folder = manager.stage, manager, run, folder
         self.policy, self.preprocess, self.progress, self.tools = policy, preprocess, progress, tools
@@ -80,9 +82,10 @@ class StageTrainer:
         self.layout = self.stage.training.layout(run.batch_size, self.accelerator.num_processes)
         self.total_steps, self.steps_per_epoch = manager.total_steps, manager.steps_per_epoch
         self.schedule = self.stage.schedule.for_steps(self.total_steps)
-        self.samples = open_cache(
-            policy, manager, MixedDataset.of_manager(manager), preprocess, run, self.accelerator, tools.say
-        )
+        if samples is None:
+            mixed = MixedDataset.of_manager(manager)
+            samples = open_cache(policy, manager, mixed, preprocess, run, self.accelerator, tools.say)
+        self.samples = samples
         self.validator = Validator(manager, self.samples, preprocess, self.accelerator, run)
         self._numbers = torch.tensor([task.number for task in self.stage.tasks])
 
@@ -156,11 +159,14 @@ class StageTrainer:
                 last = micro == layout.accumulation - 1
                 sync = nullcontext() if last else self.accelerator.no_sync(self.model)
                 with sync, self.accelerator.autocast():
-                    losses, _ = self.model(batch, self._send(noise[mine]), self._send(times[mine]), "none")
+                    losses, numbers = self.model(
+                        batch, self._send(noise[mine]), self._send(times[mine]), "none"
+                    )
                     # The mean over samples, not over their valid entries: then shares hold in the loss too,
                     # and it does not matter how the batch is divided.
                     self.accelerator.backward(losses.mean() / layout.accumulation)
                 self._meters.add_losses(losses, tasks)
+                self._meters.add_numbers(numbers)
         except torch.OutOfMemoryError as fault:
             raise TrainingError(self._memory_sentence()) from fault
         norm = self.accelerator.clip_grad_norm_(self.trained.values(), self.stage.optimizer.grad_clip_norm)
@@ -248,6 +254,7 @@ class StageTrainer:
                 if c
             },
             realised_shares={str(n): c / sum(counts) for n, c in zip(numbers, counts, strict=True)},
+            numbers=reading.numbers,
             samples_per_s=steps * self.layout.total / wall,
             data_s=self._data_s / steps,
             preprocess_s=self._preprocess_s / steps,

@@ -64,7 +64,7 @@ def delta_forward(
     chance = torch.rand(size, device=device) if time is None else _uniform(time)
     later = batch.get(LATER_STATES)
     with torch.no_grad(), policy._precision(device):
-        context = policy.context(batch, batch.get(IMAGE_TOKENS))
+        context = policy.context(batch)
         chunks = _base_chunks(policy, batch, context)
     ages = 1 if later is None else settings.delta_max_age + 1
     chance, which = _digit(chance, chunks.shape[1])
@@ -128,6 +128,7 @@ def base_chunk(
     return torch.where(free, chunk, 0.0)
 
 
+@torch.no_grad()
 def refined(
     policy: KuavoSmolVLAPolicy,
     batch: Mapping[str, Any],
@@ -201,7 +202,7 @@ def cls_tokens(policy: KuavoSmolVLAPolicy, batch: Mapping[str, Any], noise: Tens
     if not settings.use_cls_head:
         raise DeltaError("the policy has no CLS head: it was trained with use_cls_head = false")
     with policy._precision(noise.device):
-        context = policy.context(batch, batch.get(IMAGE_TOKENS))
+        context = policy.context(batch)
         chunk = base_chunk(policy, batch, context, noise)
         moment = torch.ones(len(chunk), device=chunk.device)
         age = torch.zeros(len(chunk), dtype=torch.long, device=chunk.device)

@@ -33,7 +33,7 @@ from kuavo_smolvla_ros.policy.checkpoint import (
 )
 from kuavo_smolvla_ros.policy.cls_masks import make_att_2d_masks_with_cls
 from kuavo_smolvla_ros.policy.configuration_kuavo_smolvla import KuavoSmolVLAConfig
-from kuavo_smolvla_ros.policy.delta_policy import Refinable, delta_forward, refined
+from kuavo_smolvla_ros.policy.delta_policy import IMAGE_TOKENS, Refinable, delta_forward, refined
 from kuavo_smolvla_ros.policy.dimensions import (
     ACTION,
     ACTION_STEP_PADDING,
@@ -262,7 +262,9 @@ class KuavoSmolVLAPolicy(PreTrainedPolicy):
     # Stages of the computation, for whoever caches them
 
     def image_tokens(self, batch: Mapping[str, Any]) -> Tensor:
-        """Prefix tokens of all cameras, (B, tokens, width)."""
+        """Prefix tokens of all cameras, (B, tokens, width); those a batch brings along are taken."""
+        if IMAGE_TOKENS in batch:
+            return batch[IMAGE_TOKENS]
         if FEATURES in batch:
             return embed_features(self.model, batch[FEATURES], self.freezing, self.config.image_size)
         return embed_images(self.model, self._pixels(batch), self.config.vision_position_ids)
