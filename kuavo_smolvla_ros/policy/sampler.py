@@ -22,13 +22,14 @@ import torch
 from torch import Tensor, nn
 
 from kuavo_smolvla_ros.errors import UserError
-from kuavo_smolvla_ros.policy.dimensions import ACTION
+from kuavo_smolvla_ros.policy.dimensions import ACTION, STATE
+from kuavo_smolvla_ros.policy.images import PIXELS
 from kuavo_smolvla_ros.policy.language import TOKEN_MASK, TOKENS
 from kuavo_smolvla_ros.policy.modeling_kuavo_smolvla import ChunkRequest, KuavoSmolVLAPolicy
 from kuavo_smolvla_ros.policy.prefix import KeyValues
 from kuavo_smolvla_ros.policy.quantized import Int8, why_not_int8
 from kuavo_smolvla_ros.policy.rtc import Guidance, guidance_weight
-from kuavo_smolvla_ros.policy.sampler_cuda import Captured, Stage, make_stage
+from kuavo_smolvla_ros.policy.sampler_cuda import Captured, Stage, compile_steps, make_stage
 from kuavo_smolvla_ros.policy.sampler_linear import Dense, LinearForms, OneDnn, why_not_onednn
 from kuavo_smolvla_ros.policy.sampler_pack import WeightWatch, pack_network
 from kuavo_smolvla_ros.policy.sampler_steps import Buffers, Layout, Steps, make_buffers, make_layout
@@ -52,7 +53,8 @@ class SamplerOptions:
     `dtype` "auto" follows the policy's `compute_dtype`. `forms` chooses how products are done: "auto" packs
     weights for oneDNN where that is faster, "dense" insists on torch's own. `trim` drops padding tokens that
     no sample of the batch needs (never on a GPU, where shapes are fixed). None of these changes a result
-    beyond rounding.
+    beyond rounding. `compile` has torch's compiler fuse the rest as well, which pays on a GPU: minutes at
+    first, seconds once its results are in the cache folder.
 
     The others do, unless the policy was trained with them: dtype "int8" rounds weights and activations to 8
     bits, `steps` replaces the policy's `num_steps`, `image_size` (width, height) its picture size, `unpadded`
@@ -64,6 +66,7 @@ class SamplerOptions:
     forms: str = "auto"
     trim: bool = True
     cuda_graphs: bool = True
+    compile: bool = False
     steps: int | None = None
     image_size: tuple[int, int] | None = None
     unpadded: bool = False
@@ -147,6 +150,8 @@ class Sampler:
             self._watch = WeightWatch(policy.model)
             pack = pack_network(policy.model, forms, self.dtype, self.steps)
             self._steps = Steps(pack, self.sizes, self.dtype, config.chunk_size, onednn=forms.name != "dense")
+            if self.options.compile:
+                compile_steps(self._steps)
             self._layouts: dict[Any, Layout] = {}
             self._buffers: dict[tuple[int, ...], Buffers] = {}
             self._stages: dict[Any, Stage] = {}
@@ -179,6 +184,26 @@ class Sampler:
         )
 
     # Stages
+
+    def warm_up(self) -> None:
+        """Build all that is built at first use, for pictures alone and together; the log says what."""
+        config, device = self.policy.config, self.device
+        width, height = config.image_size
+        cameras, length = len(config.cameras), config.tokenizer_max_length
+        batch = {
+            STATE: torch.zeros(1, config.widths[STATE], device=device),
+            TOKENS: torch.zeros(1, length, dtype=torch.long, device=device),
+            TOKEN_MASK: torch.ones(1, length, dtype=torch.bool, device=device),
+        }
+        pixels = torch.zeros(cameras, 3, height, width, device=device)
+        for what, run in (
+            ("vision of one camera", lambda: self.encode(pixels[:1])),
+            ("vision of all cameras", lambda: self.encode(pixels)),
+            ("chunk", lambda: self.chunk({**batch, PIXELS: pixels[None]}, seed=0)),
+        ):
+            started = time.monotonic()
+            run()
+            logger.info("warm-up, %s: %.2f s", what, time.monotonic() - started)
 
     @torch.inference_mode()
     def encode(self, pixels: Tensor, ids: Tensor | None = None) -> Tensor:
@@ -295,8 +320,8 @@ class Sampler:
     def _walk(self, prepared: Prefix, noise: Tensor, guide: Guidance | None, free: Tensor | None) -> Tensor:
         """As `flow.euler`."""
         x, step = noise, 1.0 / self.steps
-        for index in range(self.steps):
-            v = self._steps.velocity(x, index, prepared.layout, prepared.buffers)
+        for index, moment in enumerate(self._steps.pack.moments):
+            v = self._steps.velocity(x, moment, prepared.layout, prepared.buffers)
             if guide is not None:
                 now = 1.0 - index * step
                 pull = guidance_weight(now, self._bounded(guide.maximum))
@@ -342,7 +367,8 @@ def _choose(
             raise SamplerError(f"int8 weights cannot be used: {reason}. Use dtype 'bfloat16' or 'float32'")
         return torch.bfloat16, Int8()
     dtype = torch.bfloat16 if wanted == "bfloat16" else torch.float32
-    if device.type != "cpu" or options.forms == "dense" or width < WIDE:
+    # The compiler lays weights out itself.
+    if device.type != "cpu" or options.forms == "dense" or options.compile or width < WIDE:
         return dtype, Dense()
     reason = why_not_onednn(dtype)
     if reason is not None:

@@ -17,9 +17,6 @@ class Cost(NamedTuple):
     flops: int
     weights: int
 
-    def times(self, count: int) -> Cost:
-        return Cost(self.flops * count, self.weights * count)
-
 
 def encode_cost(sizes: Architecture, height: int, width: int) -> Cost:
     """One camera's picture through vision encoder and connector."""

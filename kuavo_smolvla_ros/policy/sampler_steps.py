@@ -165,11 +165,11 @@ class Steps:
 
     # Denoising
 
-    def velocity(self, x: Tensor, step: int, layout: Layout, buffers: Buffers) -> Tensor:
-        """d(actions)/d(time) at noisy actions (B, C, padded width) in the given denoising step."""
+    def velocity(self, x: Tensor, moment: Tensor, layout: Layout, buffers: Buffers) -> Tensor:
+        """d(actions)/d(time) at noisy actions (B, C, padded width); `moment` is the pack's for the step."""
         pack, sizes = self.pack, self.sizes
         kv_heads, eps, begin = sizes.text.kv_heads, sizes.text.norm_eps, -self.chunk
-        hidden = F.silu(F.linear(x, pack.action_in, pack.moments[step]))
+        hidden = F.silu(F.linear(x, pack.action_in, moment))
         hidden = pack.action_mlp(hidden.to(self.dtype))
         for layer, keys, values in zip(pack.expert, buffers.keys, buffers.values, strict=True):
             both = layer.project(_rms(hidden, eps)).unflatten(-1, (-1, sizes.text.head_dim))
