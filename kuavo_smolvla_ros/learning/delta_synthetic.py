@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from kuavo_smolvla_ros.learning.chance import key_of
-from kuavo_smolvla_ros.learning.sources import ACTION, IMAGES, STATE, Facts, TaskSource
+from kuavo_smolvla_ros.learning.sources import ACTION, IMAGES, STATE, Facts, TaskSource, pooled_stats
 from kuavo_smolvla_ros.learning.synthetic import CHUNK, JOINTS, SIDE, statistics_of
 from kuavo_smolvla_ros.policy.dimensions import ACTION_STEP_PADDING
 
@@ -70,12 +70,16 @@ def drifting_tasks(
     names: Sequence[str], *, episodes: int = 24, length: int = 20, seed: int = 0
 ) -> dict[str, TaskSource]:
     """A source for each name: poses at the corners of a square."""
-    sources = {}
-    for number, name in enumerate(names):
+    every = []
+    for number in range(len(names)):
         left, right = [(1, 1), (-1, -1), (1, -1), (-1, 1)][number % 4]
         goal = (left, right, float(left > 0), right, left, float(right > 0))
-        frames = DriftFrames(tuple(float(g) for g in goal), episodes, length, seed)
-        facts = Facts(10.0, JOINTS, JOINTS, {"head_cam_h": (SIDE, SIDE)}, "synthetic-drift")
-        numbers = np.repeat(np.arange(episodes, dtype=np.int64), length)
-        sources[name] = TaskSource(name, frames, numbers, facts, statistics_of(frames))
-    return sources
+        every.append(DriftFrames(tuple(float(g) for g in goal), episodes, length, seed))
+    # Of all tasks together: each alone holds one pose, and would call every other one far off.
+    stats = pooled_stats([(statistics_of(frames), len(frames)) for frames in every])
+    facts = Facts(10.0, JOINTS, JOINTS, {"head_cam_h": (SIDE, SIDE)}, "synthetic-drift")
+    numbers = np.repeat(np.arange(episodes, dtype=np.int64), length)
+    return {
+        name: TaskSource(name, frames, numbers, facts, stats)
+        for name, frames in zip(names, every, strict=True)
+    }

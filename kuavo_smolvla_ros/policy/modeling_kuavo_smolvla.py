@@ -120,6 +120,11 @@ class KuavoSmolVLAPolicy(PreTrainedPolicy):
             if stored.plain:
                 _warn_of_stand_in_tokenizer(config)
         if weights is None:
+            if config.train_delta_expert:
+                logger.warning(
+                    "the delta expert will refine a base that nobody has trained for this robot; name "
+                    "one with init_from"
+                )
             self.model = new_network(config)
         else:
             self.model = empty_network(config)
