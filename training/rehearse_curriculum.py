@@ -37,6 +37,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--log-steps", type=int, default=10, help="steps between rows of the log (default 10)"
     )
     parser.add_argument("--lora", type=int, metavar="RANK", help="train adapters of this rank in every stage")
+    parser.add_argument(
+        "--figures", type=Path, metavar="FOLDER", help="write curves and matrices here as SVG"
+    )
     parser.add_argument("--shard", action="store_true", help="divide what trains among the processes (FSDP)")
     parser.add_argument("--workers", type=int, default=0, help="loader processes (default 0)")
     return parser.parse_args(argv)
@@ -50,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
         run_stages,
     )
     from kuavo_smolvla_ros.learning.interruption import interruptible
+    from kuavo_smolvla_ros.learning.report import write_figures
     from kuavo_smolvla_ros.learning.stage import Adapter
     from kuavo_smolvla_ros.learning.synthetic import conflicting_tasks, synthetic_curriculum, synthetic_run
 
@@ -80,6 +84,9 @@ def run(args: argparse.Namespace) -> int:
             say=accelerator.print,
         )
     accelerator.end_training()
+    if args.figures is not None and accelerator.is_main_process:
+        for file in write_figures(args.output, args.figures):
+            print(file)
     return 0
 
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
+import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from lerobot.datasets.lerobot_dataset import LeRobotDataset, LeRobotDatasetMetadata
+from lerobot.datasets.video_utils import _default_decoder_cache as _video_decoders
 
 from kuavo_smolvla_ros.learning.sources import (
     ACTION,
@@ -21,8 +25,30 @@ from kuavo_smolvla_ros.learning.sources import (
     read_identity,
 )
 
+THREADS = 4  # decoding at a time in one loader process: about as many as a robot has cameras
+DECODERS = 64  # open files and their buffers, in one loader process
 # Beginnings of names that are no hub id: nobody can be called "datasets" there.
 _FOLDERS = ("~", ".", "datasets/")
+
+
+class ParallelVideos(LeRobotDataset):
+    """A data set whose cameras are decoded at the same time, with a bounded cache of open decoders."""
+
+    def _query_videos(self, query_timestamps: dict[str, list[float]], ep_idx: int) -> dict[str, Any]:
+        if _video_decoders.size() >= DECODERS:  # lerobot's own cache only grows
+            _video_decoders.clear()
+        decode = super()._query_videos
+        jobs = [_threads().submit(decode, {key: times}, ep_idx) for key, times in query_timestamps.items()]
+        return {key: frames for job in jobs for key, frames in job.result().items()}
+
+
+@functools.cache
+def _threads_of(process: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(THREADS, thread_name_prefix="decode")
+
+
+def _threads() -> ThreadPoolExecutor:
+    return _threads_of(os.getpid())  # a fork has no threads, whatever its memory says
 
 
 def open_lerobot(task: str, name: str, chunk_size: int, video_backend: str | None = None) -> TaskSource:
@@ -46,7 +72,7 @@ def open_lerobot(task: str, name: str, chunk_size: int, video_backend: str | Non
         facts = facts_of(task, name, meta)
         deltas = {ACTION: [step / meta.fps for step in range(chunk_size)]}
         # Whole, never by episodes: frame numbers then mean the same in every stage.
-        dataset = LeRobotDataset(repo, root=root, delta_timestamps=deltas, video_backend=video_backend)
+        dataset = ParallelVideos(repo, root=root, delta_timestamps=deltas, video_backend=video_backend)
     except (OSError, ValueError, KeyError) as fault:
         reason = " ".join(str(fault).split())[:200]
         raise DataError(

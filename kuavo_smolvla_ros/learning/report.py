@@ -59,6 +59,24 @@ def write_report(root: Path) -> Path | None:
     return root / REPORT_FILE
 
 
+def write_figures(root: Path, folder: Path) -> list[Path]:
+    """The report's loss curves and loss matrices as files, for documents."""
+    from kuavo_smolvla_ros.learning import charts
+
+    stages, matrices = read_stages(root), forgetting(root)
+    pictures = {"losses": charts.loss_curves(stages)} if stages else {}
+    for name in ("curriculum", "no_replay"):
+        if name in matrices:
+            title = "with replay" if name == "curriculum" else "without replay"
+            pictures[name] = charts.heat_map(matrices[name]["loss"], matrices[name]["tasks"], title)
+    folder.mkdir(parents=True, exist_ok=True)
+    files = []
+    for name, text in pictures.items():
+        files.append(folder / f"rehearsal_{name}.svg")
+        files[-1].write_text(text, encoding="utf-8")
+    return files
+
+
 def sentences(stages: Sequence[StageRecord], matrices: dict[str, Any]) -> Iterator[str]:
     """What happened, one statement at a time."""
     done = [record for record in stages if record.results is not None]

@@ -53,7 +53,7 @@ class DeltaSettings:
             raise DeltaError(f"delta_width_multiplier is {self.delta_width_multiplier}; it must be positive")
         if self.delta_target not in TARGETS:
             raise DeltaError(f"delta_target is {self.delta_target!r}; it is one of {', '.join(TARGETS)}")
-        if self.num_action_context > self.chunk_size:
+        if self.train_delta_expert and self.num_action_context > self.chunk_size:
             raise DeltaError(
                 f"num_action_context is {self.num_action_context}, but a chunk has {self.chunk_size} actions"
             )

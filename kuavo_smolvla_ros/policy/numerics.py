@@ -6,6 +6,8 @@ look.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -64,7 +66,27 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -
 def gated_mlp(layer: DecoderLayer, hidden: Tensor) -> Tensor:
     """The second half of a decoder layer, residual included."""
     inner = layer.post_attention_layernorm(hidden)
-    return hidden + layer.mlp.down_proj(F.silu(layer.mlp.gate_proj(inner)) * layer.mlp.up_proj(inner))
+    return hidden + layer.mlp.down_proj(gated(layer.mlp.gate_proj(inner), layer.mlp.up_proj(inner)))
+
+
+def gated(gate: Tensor, up: Tensor) -> Tensor:
+    """`silu(gate) * up`; for a backward pass only the two factors are kept, not silu's own result."""
+    if torch.is_grad_enabled() and (gate.requires_grad or up.requires_grad):
+        return _Gated.apply(gate, up)
+    return F.silu(gate) * up
+
+
+class _Gated(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return F.silu(gate) * up
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        gate, up = ctx.saved_tensors
+        share = torch.sigmoid(gate)
+        return gradient * up * share * (1 + gate * (1 - share)), gradient * F.silu(gate)
 
 
 def in_single_precision(module: nn.Module, x: Tensor) -> Tensor:

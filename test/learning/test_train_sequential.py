@@ -4,6 +4,7 @@ input.
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +12,12 @@ from typing import Any
 
 import pytest
 import torch
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 from kuavo_smolvla_ros.data.convert import ConversionSettings, convert
 from kuavo_smolvla_ros.data.recordings import find_recordings
 from kuavo_smolvla_ros.data.synthetic import extract_recipe, write_recipe
+from kuavo_smolvla_ros.learning import lerobot_source
 from kuavo_smolvla_ros.learning.lerobot_source import open_lerobot
 from kuavo_smolvla_ros.learning.outputs import read_rows
 from kuavo_smolvla_ros.paths import config_dir
@@ -181,3 +184,17 @@ def test_a_data_set_without_its_pictures_is_the_same_data_set(datasets: Path) ->
         assert torch.equal(whole[name], bare[name])
     assert source.stamp == open_lerobot("task1", str(datasets / TASKS[0]), 10, None).stamp
     assert source.stamp != open_lerobot("task2", str(datasets / TASKS[1]), 10, None).stamp
+
+
+def test_cameras_decoded_at_the_same_time_are_the_same_pictures(
+    datasets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = open_lerobot("task1", str(datasets / TASKS[0]), 10, choose_video_backend())
+    plain = copy.copy(source.frames)
+    plain.__class__ = LeRobotDataset  # type: ignore[attr-defined]
+    monkeypatch.setattr(lerobot_source, "DECODERS", 1)  # the cache is emptied again and again
+    for index in (0, 13, 5, 30):
+        one, other = source.frames[index], plain[index]
+        assert one.keys() == other.keys()
+        for camera in source.facts.cameras:
+            assert torch.equal(one[f"observation.images.{camera}"], other[f"observation.images.{camera}"])

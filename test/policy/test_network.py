@@ -10,6 +10,7 @@ from kuavo_smolvla_ros.policy.architecture import ArchitectureError, expert_mlp_
 from kuavo_smolvla_ros.policy.backbone import resolve_backbone
 from kuavo_smolvla_ros.policy.build import WeightsError, empty_network, load_network, new_network
 from kuavo_smolvla_ros.policy.network import LM_HEAD, SmolVLANetwork, dead_parameter_names
+from kuavo_smolvla_ros.policy.numerics import gated
 from kuavo_smolvla_ros.policy.vision import encode_images, pixel_shuffle, position_ids
 
 CHOICES = {"num_vlm_layers": 16, "expert_width_multiplier": 0.75, "self_attn_every_n_layers": 2}
@@ -208,3 +209,19 @@ def test_backbone_weights_are_taken_where_there_are_any(make_config, tmp_path):
         assert torch.equal(network.get_parameter("vlm_with_expert.vlm." + name), tensor.float()), name
     ignored = new_network(make_config(backbone=str(folder), load_backbone_weights=False))
     assert not torch.equal(ignored.text.embed_tokens.weight, network.text.embed_tokens.weight)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_gate_that_keeps_less_has_the_same_gradients(dtype: torch.dtype) -> None:
+    gate, up = (torch.randn(5, 7, dtype=dtype, requires_grad=True) for _ in range(2))
+    plain = torch.nn.functional.silu(gate) * up
+    weight = torch.randn(5, 7, dtype=dtype)
+    wanted = torch.autograd.grad((plain * weight).sum(), (gate, up))
+    made = gated(gate, up)
+    got = torch.autograd.grad((made * weight).sum(), (gate, up))
+    assert torch.equal(made, plain)
+    tolerance = 1e-12 if dtype == torch.float64 else 2e-2
+    for a, b in zip(got, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+    with torch.no_grad():
+        assert torch.equal(gated(gate, up), plain)
