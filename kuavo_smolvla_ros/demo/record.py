@@ -139,7 +139,11 @@ class Studio:
         crew.start("kuavo_sim", "sim_node", robot=robots[WALKING], real_time_factor=float(real_time_factor))
         self._remote = Remote(crew.domain, alive=crew.check)
         self._remote.hear(String, "/simulator/score", self._hear_score)
-        self._remote.wait(lambda: self._score, "the simulator", ON_AIR_S)
+        try:
+            self._remote.wait(lambda: self._score, "the simulator", ON_AIR_S)
+        except BaseException:
+            self._remote.close()
+            raise
 
     def _hear_score(self, message: Any) -> None:
         self._score = json.loads(message.data)
