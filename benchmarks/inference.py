@@ -211,10 +211,12 @@ class Bench:
         self.variants.append(Variant(name, run, timers, precision))
 
     def measure(self) -> None:
-        """Once to warm up, then all in turn: what disturbs the machine disturbs all."""
+        """Once to warm up, then all in turn: what disturbs the machine disturbs all of them."""
         wait = torch.cuda.synchronize if self.args.device == "cuda" else lambda: None
-        turns = self.args.repeats + 1
+        turns, begun = self.args.repeats + 1, time.monotonic()
         for turn in range(turns):
+            if turn > 1 and time.monotonic() - begun > self.args.seconds:
+                break
             for variant in self.variants:
                 print(f"\r{turn + 1}/{turns} {variant.name:<30}", end="", file=sys.stderr, flush=True)
                 variant.timers.spent.clear()
@@ -428,6 +430,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--dtype", choices=("all", "float32", "bfloat16", "int8"), default="all")
     parser.add_argument("--levers", action="store_true", help="also what changes results")
     parser.add_argument("--repeats", type=int, default=5, help="runs of each, in turn (default 5)")
+    parser.add_argument(
+        "--seconds", type=float, default=120.0, help="begin no further turn after so long (default 120)"
+    )
     parser.add_argument("--threads", type=int, help="torch threads (default: torch's own choice)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to a file")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the ladder (.svg or .png)")
@@ -463,6 +468,7 @@ def main() -> int:
             "title": title,
             "machine": machine,
             "threads": threads,
+            "runs": len(bench.variants[0].seconds),
             "torch": torch.__version__,
             "rates": rates,
             "cost": {part: cost._asdict() for part, cost in costs.items()},
@@ -473,7 +479,7 @@ def main() -> int:
     if args.plot is not None:
         draw(rows, title, args.plot)
     verdict = "short of target: " + "; ".join(short) if short else "all targets met"
-    print(f"inference ({title}): {verdict}")
+    print(f"inference ({title}, {len(bench.variants[0].seconds)} runs each): {verdict}")
     return 1 if args.check and short else 0
 
 
