@@ -40,9 +40,10 @@ def _one_thread() -> Iterator[None]:
 
 
 PROGRAM = """
-import os, runpy, sys, torch
+import multiprocessing, os, runpy, sys, torch
 out = os.open({output!r}, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 os.dup2(out, 1), os.dup2(out, 2)
+multiprocessing.set_start_method("fork", force=True)  # as where a program is started by hand
 torch.set_num_threads(1)
 os.environ.update({environment!r})
 sys.argv = {argv!r}
