@@ -100,14 +100,16 @@ class Crew:
 
     def work(self) -> int:
         """Run until one ends or a signal comes; the exit status of the first that ended by itself."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: self._ending.set())
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        before = {number: signal.signal(number, lambda *_: self._ending.set()) for number in numbers}
         try:
             for plan in self._plans:
                 self._start(plan)
             first = self._wait_for_end()
         finally:
             self._stop_all()
+            for number, handler in before.items():
+                signal.signal(number, handler)
         if first is None:
             return 0
         name, code = first

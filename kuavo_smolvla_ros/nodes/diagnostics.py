@@ -8,7 +8,7 @@ from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 
-from kuavo_smolvla_ros.robot.messages import build
+from kuavo_smolvla_ros.robot.messages import NS_PER_S, build
 
 
 class Level(Enum):
@@ -33,6 +33,11 @@ def quantiles(name: str, ordered_s: Sequence[float]) -> dict[str, float]:
         for short, share in (("p50", 0.5), ("p95", 0.95), ("max", 1.0))
         if ordered_s
     }
+
+
+def seconds(duration_ns: int | None) -> float | str:
+    """A duration for people; of what has not happened, `never`."""
+    return "never" if duration_ns is None else round(duration_ns / NS_PER_S, 4)
 
 
 def as_dict(message: DiagnosticStatus) -> dict[str, str]:

@@ -38,7 +38,7 @@ from kuavo_smolvla_ros.control.records import Decision, Inputs, JointSample
 from kuavo_smolvla_ros.control.settings import settings_for
 from kuavo_smolvla_ros.errors import UserError
 from kuavo_smolvla_ros.nodes.chunk_message import from_message
-from kuavo_smolvla_ros.nodes.diagnostics import Level, status
+from kuavo_smolvla_ros.nodes.diagnostics import Level, seconds, status
 from kuavo_smolvla_ros.nodes.ears import Ears
 from kuavo_smolvla_ros.nodes.flight_recorder import FlightRecorder, FlightSettings
 from kuavo_smolvla_ros.nodes.message_types import message_class
@@ -339,13 +339,11 @@ class ExecutorNode(Node):
         }
         if decision is None:
             return status("executor", Level.STALE, "no control period yet", values)
-        newest = self.core.intake.newest
+        newest, joints = self.core.intake.newest, self._joints
         values |= {
             "starvations": self._starved,
-            "chunk_age_s": "never" if newest is None else round((decision.ros_ns - newest[0]) / NS_PER_S, 3),
-            "joint_state_age_s": "never"
-            if self._joints is None
-            else round((decision.ros_ns - self._joints.stamp_ns) / NS_PER_S, 4),
+            "chunk_age_s": seconds(None if newest is None else decision.ros_ns - newest[0]),
+            "joint_state_age_s": seconds(None if joints is None else decision.ros_ns - joints.stamp_ns),
             "state": decision.state.value,
             "reason": decision.reason.value if decision.reason else "",
             "detail": decision.detail,

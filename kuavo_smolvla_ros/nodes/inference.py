@@ -15,7 +15,6 @@ from kuavo_smolvla_ros.control.chunk import ActionChunk
 from kuavo_smolvla_ros.nodes.chunk_message import uniform_times_ns
 from kuavo_smolvla_ros.nodes.instruction import Instruction
 from kuavo_smolvla_ros.nodes.observer import Decoded, Observer
-from kuavo_smolvla_ros.policy.rtc import delay_steps, remaining_chunk
 from kuavo_smolvla_ros.robot.messages import NS_PER_S
 from kuavo_smolvla_ros.robot.timeline import Observation
 
@@ -192,6 +191,9 @@ class Thinker:
         habits, previous = self._habits, question.previous
         if not habits.realtime or previous is None:
             return None, 0
+        # Needs torch, which takes seconds to import and by now has been: a wrong start fails before that.
+        from kuavo_smolvla_ros.policy.rtc import delay_steps, remaining_chunk
+
         rest = remaining_chunk(previous.values, previous.stamp_ns, seen.t_ns, habits.fps)
         if rest is None:
             return None, 0

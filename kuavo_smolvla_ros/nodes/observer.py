@@ -9,6 +9,7 @@ import numpy as np
 from rclpy.serialization import deserialize_message
 
 from kuavo_smolvla_ros.errors import UserError
+from kuavo_smolvla_ros.nodes.diagnostics import seconds
 from kuavo_smolvla_ros.nodes.ears import Ears
 from kuavo_smolvla_ros.nodes.stream_watch import StreamFigures, StreamWatch
 from kuavo_smolvla_ros.robot.description import RobotSpec
@@ -96,3 +97,18 @@ class Observer:
             images=images,
             newest_image_ns=max(observation.samples[c.stream].stamp_ns for c in self.spec.cameras.values()),
         )
+
+
+def stream_values(observer: Observer, now_ns: int) -> dict[str, Any]:
+    """What diagnostics tell of the streams."""
+    figures = observer.figures(now_ns)
+    values: dict[str, Any] = {
+        "skew_s": seconds(observer.skew_ns),
+        "dead_streams": ", ".join(name for name, stream in figures.items() if stream.dead),
+    }
+    for name, stream in figures.items():
+        values[f"{name}.rate_hz"] = "" if stream.rate_hz is None else round(stream.rate_hz, 1)
+        values[f"{name}.age_s"] = seconds(stream.age_ns)
+        values[f"{name}.dead"] = stream.dead
+        values[f"{name}.received"] = stream.received
+    return values | {f"{stream}.bad": text for stream, text in observer.bad.items()}

@@ -30,12 +30,12 @@ from trajectory_msgs.msg import JointTrajectory
 from kuavo_smolvla_ros.control.chunk import ActionChunk
 from kuavo_smolvla_ros.errors import UserError
 from kuavo_smolvla_ros.nodes.chunk_message import to_message
-from kuavo_smolvla_ros.nodes.diagnostics import Level, quantiles, status
+from kuavo_smolvla_ros.nodes.diagnostics import Level, quantiles, seconds, status
 from kuavo_smolvla_ros.nodes.ears import Ears
 from kuavo_smolvla_ros.nodes.inference import LATENCIES_KEPT, Habits, Question, Thinker, Thought
 from kuavo_smolvla_ros.nodes.instruction import UNKNOWN_CHOICES, Instruction, resolve
 from kuavo_smolvla_ros.nodes.model import LoadedPolicy, load_policy
-from kuavo_smolvla_ros.nodes.observer import Observer
+from kuavo_smolvla_ros.nodes.observer import Observer, stream_values
 from kuavo_smolvla_ros.nodes.parameters import Param, declare, refuse
 from kuavo_smolvla_ros.nodes.time_factor import TimeFactor
 from kuavo_smolvla_ros.robot.messages import NS_PER_S, build, stamp_fields
@@ -340,33 +340,15 @@ class PolicyNode(LifecycleNode):
             "mode": self._value("mode"),
             "chunks": self._published,
             "failures": self._failed,
-            "chunk_age_s": _seconds(None if seen_ns is None else (self._now_ns() - seen_ns) / NS_PER_S),
+            "chunk_age_s": seconds(None if seen_ns is None else self._now_ns() - seen_ns),
         }
         values |= quantiles("latency", latencies)
         values |= quantiles("picture_to_chunk", sorted(self._delays_s))
         if self.observer is not None:
-            values |= self._stream_values(self.observer)
+            values |= stream_values(self.observer, self._now_ns())
         silent = self.why_silent
         level = Level.OK if not silent else Level.WARN if self.active else Level.STALE
         return status(f"{self.get_name()}: policy", level, silent or "publishing chunks", values)
-
-    def _stream_values(self, observer: Observer) -> dict[str, Any]:
-        figures = observer.figures(self._now_ns())
-        skew_s = None if observer.skew_ns is None else observer.skew_ns / NS_PER_S
-        values: dict[str, Any] = {
-            "skew_s": _seconds(skew_s),
-            "dead_streams": ", ".join(name for name, stream in figures.items() if stream.dead),
-        }
-        for name, stream in figures.items():
-            values[f"{name}.rate_hz"] = "" if stream.rate_hz is None else round(stream.rate_hz, 1)
-            values[f"{name}.age_s"] = _seconds(stream.age_s)
-            values[f"{name}.dead"] = stream.dead
-            values[f"{name}.received"] = stream.received
-        return values | {f"{stream}.bad": text for stream, text in observer.bad.items()}
-
-
-def _seconds(value: float | None) -> Any:
-    return "never" if value is None else round(value, 4)
 
 
 def main(args: list[str] | None = None) -> int:

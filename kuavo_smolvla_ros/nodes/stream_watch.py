@@ -20,7 +20,7 @@ class StreamFigures:
     received: int
     rate_hz: float | None
     """None until there is enough to measure."""
-    age_s: float | None
+    age_ns: int | None
     """None while nothing has come."""
     dead: bool
     """Nothing new within its age limit, or a picture that no longer changes."""
@@ -49,7 +49,7 @@ class StreamWatch:
             newest = buffer.asof(newest_ns)
             assert newest is not None
             dead = dead or newest_ns - newest.unchanged_since_ns > budget.max_frozen_ns
-        return StreamFigures(received, rate_hz, age_ns / NS_PER_S, dead)
+        return StreamFigures(received, rate_hz, age_ns, dead)
 
     def _rate(self, name: str, newest_ns: int | None, kept: int) -> float | None:
         seen = self._seen[name]

@@ -44,6 +44,7 @@ LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 WAIT_S = 90.0
 STATE_PERIOD_S = 0.005
 PROBE_PRIORITY = 10
+END_WITHIN_S = 3.0
 # What the executor stops for when the machine has no time for the test's robot or policy.
 STARVED_MACHINE = ("joint_state_stale", "policy_lost", "control_gap")
 GIVE_UP_S = 5.0
@@ -90,6 +91,11 @@ class NodeProcess:
 
     def ended_within(self, timeout_s: float) -> int:
         return self.popen.wait(timeout_s)
+
+    def ask_to_end(self) -> None:
+        if self.popen.poll() is None:
+            self.popen.send_signal(signal.SIGCONT)
+            self.popen.send_signal(signal.SIGINT)
 
     def kill(self) -> None:
         if self.popen.poll() is None:
@@ -177,7 +183,13 @@ class Stage:
         return Status(self, node)
 
     def close(self) -> None:
+        # Asked first: taking this participant apart while one that was killed still sends to it has crashed.
         for process in self._processes:
+            process.ask_to_end()
+        deadline = time.monotonic() + END_WITHIN_S
+        for process in self._processes:
+            with suppress(subprocess.TimeoutExpired):
+                process.ended_within(max(0.0, deadline - time.monotonic()))
             process.kill()
         self._ending.set()
         self._thread.join()

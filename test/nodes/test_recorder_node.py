@@ -11,8 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rcl_interfaces.srv import SetParameters
-from rclpy.parameter import Parameter
 from rosbags.highlevel import AnyReader
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage, JointState
@@ -87,26 +85,28 @@ def recorder(stage: Any, folder: Path) -> Callable[..., tuple[Any, Any]]:
 
 def begin(stage: Any) -> None:
     """Start an episode once all streams have been heard."""
-    deadline = time.monotonic() + 30
-    answer = stage.call("/recorder/start")
-    while not answer.success and time.monotonic() < deadline:
-        time.sleep(0.05)
-        answer = stage.call("/recorder/start")
+    answer = stage.wait_for(lambda: accepted(stage), "all streams to be heard")
     assert answer.success, answer.message
 
 
+def accepted(stage: Any) -> Any:
+    answer = stage.call("/recorder/start")
+    return answer if answer.success else None
+
+
+def wait_for_refusal(stage: Any, fits: Callable[[str], bool]) -> str:
+    """Ask to start until it is refused for this reason; what was said."""
+
+    def refused() -> str | None:
+        answer = stage.call("/recorder/start")
+        assert not answer.success, "it recorded something that is not there"
+        return answer.message if fits(answer.message) else None
+
+    return str(stage.wait_for(refused, "a refusal by name"))
+
+
 def set_parameter(stage: Any, name: str, value: Any) -> None:
-    with stage.lock:
-        client = stage.node.create_client(SetParameters, "/recorder/set_parameters")
-    deadline = time.monotonic() + 20
-    while not client.service_is_ready() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    with stage.lock:
-        request = SetParameters.Request(parameters=[Parameter(name, value=value).to_parameter_msg()])
-        future = client.call_async(request)
-    while not future.done() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    (result,) = future.result().results
+    result = stage.set_parameters("recorder", **{name: value})
     assert result.successful, result.reason
 
 
@@ -179,12 +179,10 @@ def test_missing_streams_are_named(stage: Any, spec: RobotSpec, recorder: Any, f
     player = Player(stage, spec)
     player.silent = {"left_image", "gripper_command"}
     recorder()
-    deadline = time.monotonic() + 30
-    wanted = "/cam_l/color/image_raw/compressed (left_image) is published but silent"
-    while (answer := stage.call("/recorder/start")).message != wanted and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert answer.message == wanted, "a command stream may pause, a camera may not"
-    assert not answer.success
+    # That one alone: a command stream may pause, a camera may not.
+    wait_for_refusal(
+        stage, lambda said: said == "/cam_l/color/image_raw/compressed (left_image) is published but silent"
+    )
     assert not folder.exists()
     player.silent = set()
     begin(stage)
@@ -194,13 +192,10 @@ def test_nobody_there_and_wrong_types_are_told_apart(stage: Any, spec: RobotSpec
     with stage.lock:
         stage.node.create_publisher(String, "/kuavo/arm_state", 10)
     recorder()
-    deadline = time.monotonic() + 30
     wanted = "(arm_state) is published as std_msgs/msg/String, not as sensor_msgs/msg/JointState"
-    while wanted not in (answer := stage.call("/recorder/start")).message and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert wanted in answer.message
-    assert "(head_image) is published by nobody" in answer.message
-    assert "(arm_command) is published by nobody, so there is no action" in answer.message
+    refusal = wait_for_refusal(stage, lambda said: wanted in said)
+    assert "(head_image) is published by nobody" in refusal
+    assert "(arm_command) is published by nobody, so there is no action" in refusal
 
 
 def test_task_and_instruction_are_asked_for(stage: Any, spec: RobotSpec, recorder: Any, folder: Path) -> None:
@@ -319,9 +314,9 @@ def test_rates_gaps_and_dead_streams_are_shown(stage: Any, spec: RobotSpec, reco
     _, status = recorder()
     begin(stage)
     player.silent = {"head_image"}
-    deadline = time.monotonic() + 20
-    while float(status.now.get("head_image.longest_gap_ms", 0)) < 1500 and time.monotonic() < deadline:
-        time.sleep(0.05)
+    stage.wait_for(
+        lambda: float(status.now.get("head_image.longest_gap_ms", 0)) >= 1500, "the gap to be told"
+    )
     assert "head_image 0.0 of 30 Hz" in status.now["message"]
     assert float(status.now["arm_state.hz"]) > 20
     assert status.now["arm_state.lost"] == "0"
