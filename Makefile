@@ -29,7 +29,7 @@ setup: ## .venv with everything at pinned versions
 system-deps: ## the system packages that pip cannot bring (as root, with apt)
 	@$(BOOTSTRAP) --system-only
 
-demo: setup ## the shortest look at what runs
+demo: setup ## simulated episodes recorded over ROS, converted and judged
 	@$(BIN)/kuavo-smolvla demo
 
 test: setup ## all fast tests, with coverage

@@ -11,7 +11,7 @@ from kuavo_smolvla_ros import __version__
 from kuavo_smolvla_ros.errors import UsageError, UserError
 
 COMMANDS = {
-    "demo": "record and check a synthetic bag; needs no robot, simulator or ROS",
+    "demo": "walk the whole road in small: record simulated episodes, convert and judge them",
     "bringup": "start nodes together: policy and executor, a simulated Kuavo, or a recorder",
     "check": "compare a robot description with a bag or the live robot",
     "dataset": "look at, merge, divide, or take a part of datasets",

@@ -83,6 +83,48 @@ def _report(figures: Figures) -> str:
     return "".join(parts)
 
 
+def _train(figures: Figures) -> str:
+    forgetting, tasks = figures["forgetting"], figures["tasks"]
+    rows = [
+        (f"after {task}", *("" if loss is None else f"{loss:.3f}" for loss in row))
+        for task, row in zip(tasks, forgetting["loss"], strict=True)
+    ]
+    return (
+        f"<p class=note>Held-out loss of each task (column) after each stage (row); what was learnt is kept "
+        f'where a column does not rise. <a href="{escape(figures["page"])}">All about the training</a></p>'
+        + _table(("", *tasks), rows)
+    )
+
+
+def _drive(figures: Figures) -> str:
+    switch = figures["switch"]
+    facts = [
+        f"{figures['chunks']} action chunks, {figures['failures']} failed; thinking took "
+        f"{figures['latency_p50_s'] * 1000:.0f} ms (median), {figures['latency_max_s'] * 1000:.0f} ms at most"
+    ]
+    if switch is not None:
+        facts.append(
+            f"told to change from {switch['from']} to {switch['to']} while moving: the arms did after "
+            f"{switch['seconds']:.2f} s"
+        )
+    parts = []
+    for task in figures["tasks"]:
+        about = [
+            f"moving {task['start_s']:.1f} s after the executor was started",
+            f"{task['score']:.0f} points",
+        ]
+        if "stop_s" in task:
+            about.append(
+                f"stopped ({task['stop_reason']}): at rest after {task['stop_s'] * 1000:.0f} ms; "
+                f"resumed: moving after {task['resume_s'] * 1000:.0f} ms"
+            )
+        parts.append(
+            f"<h3>{escape(task['sentence'])}</h3>{_video(task['video'])}"
+            f"<p class=note>{escape('; '.join(about))}</p>"
+        )
+    return f"<ul>{''.join(f'<li>{escape(fact)}</li>' for fact in facts)}</ul>{''.join(parts)}"
+
+
 def _video(path: str) -> str:
     return f'<video src="{escape(path)}" controls muted loop preload="metadata"></video>'
 
@@ -100,4 +142,6 @@ _BODIES: dict[str, Callable[[Figures], str]] = {
     "record": _record,
     "convert": _convert,
     "report": _report,
+    "train": _train,
+    "drive": _drive,
 }

@@ -9,17 +9,29 @@ from typing import Any
 
 from kuavo_smolvla_ros.demo.check import CheckStep
 from kuavo_smolvla_ros.demo.convert import ConvertStep
+from kuavo_smolvla_ros.demo.drive import DriveStep
 from kuavo_smolvla_ros.demo.judge import JudgeStep
 from kuavo_smolvla_ros.demo.page import render
 from kuavo_smolvla_ros.demo.record import RecordStep
 from kuavo_smolvla_ros.demo.road import SUMMARY, Note, Road, Say, Step
+from kuavo_smolvla_ros.demo.train import TrainStep
 
 PAGE = "report.html"
 
 
 def steps(tasks: Sequence[int] = (1, 2, 3, 4), episodes: int = 2, **recording: Any) -> list[Step]:
-    """The whole road for these tasks; what else is given decides how is recorded (`RecordStep`)."""
-    return [CheckStep(), RecordStep(tuple(tasks), episodes, **recording), ConvertStep(), JudgeStep()]
+    """The road for these tasks; what else is given decides how is recorded (`RecordStep`).
+
+    Each task's replay is of those before it, so only the first few of the curriculum can be trained on.
+    """
+    road: list[Step] = [
+        CheckStep(),
+        RecordStep(tuple(tasks), episodes, **recording),
+        ConvertStep(),
+        JudgeStep(),
+    ]
+    trainable = tuple(tasks) == tuple(range(1, len(tasks) + 1)) and episodes > 1  # one is held out
+    return [*road, TrainStep(), DriveStep()] if trainable else road
 
 
 def walk(root: Path, chosen: Sequence[Step], say: Say = print) -> list[Note]:

@@ -52,6 +52,10 @@ def test_a_picture_of_another_size_is_found(
     ("arguments", "says"),
     [
         (["--tasks", "1", "7"], "there is no task 7"),
+        (
+            ["--until", "later"],
+            "there is no step 'later' here; choose one of check, record, convert, report, ",
+        ),
         (["--episodes", "0"], "--episodes is at least 1"),
         (["--real-time-factor", "-1"], "--real-time-factor from 0 to 100"),
     ],

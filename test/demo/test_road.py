@@ -129,6 +129,17 @@ FIGURES: dict[str, dict[str, Any]] = {
              "page": "quality/t/report.html", "videos": ["videos/t_0.mp4"]},
         ]
     },
+    "train": {
+        "tasks": ["t<1>", "u"], "forgetting": {"loss": [[1.0, None], [0.5, 2.0]]}, "page": "train/report.html"
+    },
+    "drive": {
+        "tasks": [
+            {"task": "t<1>", "sentence": "Do <it>", "start_s": 0.5, "score": 10.0,
+             "video": "videos/drive.mp4", "stop_s": 0.1, "stop_reason": "operator_stop", "resume_s": 0.2},
+        ],
+        "switch": {"from": "u", "to": "t<1>", "seconds": 0.3},
+        "chunks": 9, "failures": 0, "latency_p50_s": 0.05, "latency_max_s": 0.1,
+    },
     "later": {"something": "new"},
 }  # fmt: skip
 
@@ -141,7 +152,12 @@ def test_the_page_shows_every_step_and_needs_no_server() -> None:
     tags = Tags()
     tags.feed(page)
     assert tags.open == []
-    assert tags.sources == ["quality/t/report.html", "videos/t_0.mp4"]
+    assert tags.sources == [
+        "quality/t/report.html",
+        "videos/t_0.mp4",
+        "train/report.html",
+        "videos/drive.mp4",
+    ]
     assert "http" not in page
     for name in FIGURES:
         assert f"title of {name}" in page
@@ -149,6 +165,7 @@ def test_the_page_shows_every_step_and_needs_no_server() -> None:
     assert "t&lt;1&gt;" in page
     assert "Do &amp; go" in page
     assert "steps are done" not in page
+    assert "operator_stop" in page
     assert "1 of 5 steps are done" in render(notes[:1], 5)
 
 

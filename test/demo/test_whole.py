@@ -13,6 +13,9 @@ import pytest
 from kuavo_smolvla_ros.data.bags import open_bag
 from kuavo_smolvla_ros.data.dataset_reader import DatasetReader
 from kuavo_smolvla_ros.data.recording_metadata import read_recording_metadata
+from kuavo_smolvla_ros.demo.drive import DriveStep
+from kuavo_smolvla_ros.demo.steps import steps, walk
+from kuavo_smolvla_ros.demo.train import TrainStep
 from kuavo_smolvla_ros.robot.spec import load_spec
 
 pytest.importorskip("mujoco")
@@ -23,7 +26,7 @@ TASK = "task3_placement"  # the shortest
 def demo(out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     line = [sys.executable, "-m", "kuavo_smolvla_ros.cli", "demo", "--out", str(out)]
     return subprocess.run(
-        [*line, "--tasks", "3", "--episodes", "1", *arguments],
+        [*line, "--tasks", "3", "--episodes", "1", "--until", "report", *arguments],
         capture_output=True, text=True, timeout=280, check=False,
     )  # fmt: skip
 
@@ -63,3 +66,29 @@ def test_an_episode_goes_over_ros_into_a_dataset(tmp_path: Path) -> None:
     again = demo(out)
     assert again.returncode == 0
     assert again.stdout.count("done already") == 4
+
+
+@pytest.mark.slow
+def test_what_was_recorded_is_trained_on_and_drives(tmp_path: Path) -> None:
+    """Few steps, so nothing is learnt; but every part meets its neighbours, and a stop holds."""
+    road = [*steps((1, 2), 2)[:4], TrainStep(steps=10), DriveStep(seconds=1.0)]
+    said: list[str] = []
+    notes = walk(tmp_path, road, said.append)
+    told = {note.name: note.figures for note in notes}
+    assert told["train"]["tasks"] == ["task1_moving_grasp", "task2_weighing"]
+    assert [len(row) for row in told["train"]["forgetting"]["loss"]] == [2, 2]
+    assert (tmp_path / told["train"]["page"]).is_file()
+    drive = told["drive"]
+    assert drive["failures"] == 0
+    assert drive["chunks"] > 5
+    assert [task["task"] for task in drive["tasks"]] == ["task1_moving_grasp", "task2_weighing"]
+    assert drive["tasks"][0]["stop_reason"] == "operator_stop"
+    assert drive["switch"]["to"] == "task1_moving_grasp"
+    for task in drive["tasks"]:
+        assert (tmp_path / task["video"]).stat().st_size > 5_000
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["complete"] is True
+    assert list(summary["steps"]) == ["check", "record", "convert", "report", "train", "drive"]
+    page = (tmp_path / "report.html").read_text()
+    assert "steps are done" not in page
+    assert "videos/drive_task2_weighing.mp4" in page
