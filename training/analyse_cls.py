@@ -69,7 +69,7 @@ def analyse(checkpoint: str, manager: Any, settings: Any, folder: Path) -> list[
 
 def held_out(policy: Any, manager: Any, settings: Any) -> Iterator[tuple[Any, Any, Any, Any]]:
     """Batches of the held-out frames of all tasks, with noise that belongs to each frame."""
-    from kuavo_smolvla_ros.learning.feed import make_loader
+    from kuavo_smolvla_ros.learning.feed import ListedBatches, make_loader
     from kuavo_smolvla_ros.learning.mixed_dataset import FRAME, MixedDataset, validation_draws
     from kuavo_smolvla_ros.learning.validation import fixed_noise
     from kuavo_smolvla_ros.policy.processor_kuavo_smolvla import make_kuavo_smolvla_pre_post_processors
@@ -80,8 +80,8 @@ def held_out(policy: Any, manager: Any, settings: Any) -> Iterator[tuple[Any, An
     for task, source in zip(manager.stage.tasks, manager.sources, strict=True):
         draws = validation_draws(manager, task)
         size = settings.batch_size
-        batches: Any = [draws[start : start + size] for start in range(0, len(draws), size)]
-        for raw in make_loader(samples, batches, settings, device):
+        batches = [draws[start : start + size] for start in range(0, len(draws), size)]
+        for raw in make_loader(samples, ListedBatches(batches), settings, device):
             frames = raw[FRAME].tolist()
             noise, _ = fixed_noise(manager.stage.validation.seed, task.name, frames, 1, shape)
             numbers = [task.number] * len(frames)

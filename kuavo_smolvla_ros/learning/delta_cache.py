@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kuavo_smolvla_ros.learning.feed import make_loader
+from kuavo_smolvla_ros.learning.feed import ListedBatches, make_loader
 from kuavo_smolvla_ros.learning.mixed_dataset import FRAME, MixedDataset
 from kuavo_smolvla_ros.learning.sampler import Draw
 from kuavo_smolvla_ros.learning.settings import RunSettings
@@ -156,7 +156,7 @@ def _fill(
     batches = [[Draw(0, int(f), 0) for f in frames[s : s + run.batch_size]] for s in starts]
     arrays: dict[str, Any] = {}
     written = 0
-    for raw in make_loader(MixedDataset([task], [source]), batches, run, device):  # type: ignore[arg-type]
+    for raw in make_loader(MixedDataset([task], [source]), ListedBatches(batches), run, device):
         numbers = raw[FRAME].tolist()
         chunk_shape = (policy.config.chunk_size, policy.config.max_action_dim)
         noise, _ = fixed_noise(seed, task.name, numbers, draws, chunk_shape)

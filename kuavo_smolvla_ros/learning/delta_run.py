@@ -132,7 +132,7 @@ def make_feed(
 def _require_whole_batch(request: DeltaRequest, devices: int) -> None:
     """VICReg compares the samples that go through together; that must not depend on the device."""
     total, at_once = request.stage.training.effective_batch_size, request.run.batch_size * devices
-    if dict(request.stage.policy)["use_cls_head"] and at_once != total:
+    if dict(request.stage.policy).get("use_cls_head") and at_once != total:
         raise UsageError(
             f"with use_cls_head a batch of {total} must go through {devices} device{'s'[: devices != 1]} at "
             f"once, since VICReg compares its samples: set run.batch_size={total // devices}, or "
