@@ -132,7 +132,7 @@ def two_processes(start_program: Start, output: Path, *options: str) -> None:
         finish(process, output / f"out{rank}")
 
 
-def begin_two(start_program: Start, output: Path, *options: str) -> list[Any]:
+def begin_two(start_program: Start, output: Path, *options: str, program: Path | None = None) -> list[Any]:
     """The program twice, as a launcher starts it: each process with its rank, and all with one address."""
     common = {
         "WORLD_SIZE": "2",
@@ -142,7 +142,11 @@ def begin_two(start_program: Start, output: Path, *options: str) -> list[Any]:
     }
     return [
         start_program(
-            argv(output, *options), output / f"out{rank}", RANK=str(rank), LOCAL_RANK=str(rank), **common
+            argv(output, *options) if program is None else [str(program)],
+            output / f"out{rank}",
+            RANK=str(rank),
+            LOCAL_RANK=str(rank),
+            **common,
         )
         for rank in range(2)
     ]
@@ -190,6 +194,44 @@ def test_a_divided_network_does_what_a_whole_one_does(
         for place in (folder, uninterrupted)
     ]
     assert state[0] == state[1]
+
+
+AVERAGED = """
+import torch
+from torch import nn
+from kuavo_smolvla_ros.learning.averaging import ResultWeights
+from kuavo_smolvla_ros.learning.sharding import full, shard, whole
+
+torch.distributed.init_process_group("gloo")
+torch.manual_seed(0)
+policy = nn.Sequential(nn.Linear(5, 7), nn.Linear(7, 3))
+policy[0].requires_grad_(False)
+before = policy[1].weight.detach().clone()
+twin = shard(policy, torch.device("cpu"))
+trained = {name: p for name, p in twin.named_parameters() if p.requires_grad}
+assert trained.keys() == {"1.weight", "1.bias"}
+result = ResultWeights(trained, 0.5, 0.25)
+result.start_from({name: torch.full(p.shape, 8.0) for name, p in trained.items()})
+with torch.no_grad():
+    for p in trained.values():
+        p.add_(4.0)
+result.update()  # the average is half-way
+with result.in_place(), whole(policy, twin):
+    torch.testing.assert_close(policy[1].weight, 0.75 * (before + 2.0) + 0.25 * 8.0)
+    assert torch.equal(policy[0].weight, twin[0].weight)
+assert policy[1].weight.numel() == 0  # given back
+torch.testing.assert_close(full(trained["1.weight"].detach()), before + 4.0)
+result.restore({name: torch.zeros(p.shape) for name, p in trained.items()})
+assert full(result.average["1.weight"]).abs().sum() == 0
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_averages_and_starts_are_divided_as_what_trains(tmp_path: Path, start_program: Start) -> None:
+    program = tmp_path / "averaged.py"
+    program.write_text(AVERAGED)
+    for rank, process in enumerate(begin_two(start_program, tmp_path, program=program)):
+        finish(process, tmp_path / f"out{rank}")
 
 
 def test_accumulating_does_what_one_pass_does(
