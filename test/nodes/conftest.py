@@ -330,11 +330,11 @@ class Thinker:
 
 @pytest.fixture(scope="session")
 def slow_checkpoint(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same policy, its chunks half a second long and its thoughts many times longer."""
+    """The same policy, its chunks 0.2 s long and its thoughts many times longer than usual."""
     folder = tmp_path_factory.mktemp("policy") / "slow"
     shutil.copytree(checkpoint, folder)
     file = folder / "config.json"
-    slow = {"chunk_size": 5, "n_action_steps": 2, "rtc_execution_horizon": 3, "num_steps": 1000}
+    slow = {"chunk_size": 3, "n_action_steps": 2, "rtc_execution_horizon": 2, "num_steps": 400}
     file.write_text(json.dumps(json.loads(file.read_text()) | slow))
     return folder
 

@@ -149,6 +149,7 @@ def test_policy_killed_arms_at_rest(following: Act) -> None:
     following.executor.wait(state="holding", reason="policy_lost")
     at_rest = following.rest_after(begun)
     print(f"policy killed, arms at rest after {at_rest:.3f} s")
+    following.policy.process.ended_within(90)  # or who comes next takes it for alive
     assert at_rest <= AT_REST_WITHIN_S
 
 
@@ -173,9 +174,7 @@ def test_clock_jump_holds_the_arms_until_somebody_resumes(following: Act, fault:
     following.follow()
 
 
-def test_policy_slower_than_its_chunks_moves_nothing_it_should_not(
-    act: Act, checkpoint: Path, slow_checkpoint: Path
-) -> None:
+def test_policy_slower_than_its_chunks_moves_nothing_it_should_not(act: Act, slow_checkpoint: Path) -> None:
     """Each answer comes when its last step is past: refused by name, and the arms keep their pose."""
     policy = act.start_policy(slow_checkpoint)
     policy.wait(active="True", message="publishing chunks")
@@ -187,11 +186,10 @@ def test_policy_slower_than_its_chunks_moves_nothing_it_should_not(
         lambda: int(act.executor.now["refused_chunks"]) > refused + 1, "late chunks to be refused"
     )
     assert "expired" in act.executor.now["last_refusals"].split(" | ")[-1]
-    assert float(policy.status.now["latency_p50_s"]) > 0.5, "slower than its chunk of 0.5 s"
+    assert float(policy.status.now["latency_p50_s"]) > 0.2, "slower than its chunk of 0.2 s"
     still = np.array([command for _, command in act.commands[have:]])
     assert np.ptp(still, axis=0).max() < 0.05
-    act.start_policy(checkpoint)
-    act.follow()
+    act.stage.end(policy.process)
 
 
 def test_all_along_no_command_left_the_limits(act: Act) -> None:
