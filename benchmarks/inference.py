@@ -155,6 +155,7 @@ class Bench:
         self.noise = torch.randn(1, 50, 32, generator=random).to(args.device)
         self.words = int(batch["observation.language.attention_mask"].sum())
         self.variants: list[Variant] = []
+        self.rates: dict[str, float] = {}
         self._samplers: dict[SamplerOptions, Sampler] = {}
 
     def add_stock(self) -> None:
@@ -217,6 +218,8 @@ class Bench:
         for turn in range(turns):
             if turn > 1 and time.monotonic() - begun > self.args.seconds:
                 break
+            for name, rate in machine_rates(self.args.device).items() if turn < 4 else ():
+                self.rates[name] = max(rate, self.rates.get(name, 0.0))
             for variant in self.variants:
                 print(f"\r{turn + 1}/{turns} {variant.name:<30}", end="", file=sys.stderr, flush=True)
                 variant.timers.spent.clear()
@@ -263,7 +266,9 @@ def _parts(spent: Mapping[str, list[float]], total: float) -> dict[str, float]:
 
 
 def machine_rates(device: str) -> dict[str, float]:
-    """Operations per second of each precision and bytes per second, the best of a few runs."""
+    """Operations per second of each precision and bytes per second, the best of a few runs; asked for before
+    each turn, because a busy machine shows its best only now and then.
+    """
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
 
     def best(run: Callable[[], object], work: float) -> float:
@@ -303,15 +308,20 @@ def roofline_s(cost: Cost, precision: str, rates: Mapping[str, float]) -> float:
     return max(cost.flops / rates[precision], cost.weights * ITEM_BYTES[precision] / rates["bytes"])
 
 
-def report(bench: Bench, rates: Mapping[str, float]) -> list[dict[str, Any]]:
-    stock = bench.variants[0]
+def report(bench: Bench) -> list[dict[str, Any]]:
+    stock, rates = bench.variants[0], bench.rates
+    units = {name: "B/s" if name == "bytes" else "FLOP/s" for name in rates}
     print(
-        f"\r{'':<26}{'chunk ms':>9}{'ratio':>7}{'images':>8}{'vision':>8}{'prefix':>8}{'step':>7}"
+        "\rmachine: " + ", ".join(f"{name} {rate / 1e9:.0f} G{units[name]}" for name, rate in rates.items())
+    )
+    costs = bench.cost(bench.args.cameras)
+    print("counted: " + ", ".join(f"{part} {c.flops / 1e9:.1f} GFLOP" for part, c in costs.items()))
+    print(
+        f"{'':<26}{'chunk ms':>9}{'ratio':>7}{'images':>8}{'vision':>8}{'prefix':>8}{'step':>7}"
         f"{'roofline':>9}  max |difference|"
     )
     rows = []
     for variant in bench.variants:
-        costs = bench.cost(bench.args.cameras)
         least = sum(
             roofline_s(cost, variant.precision, rates) * (10 if part == "step" else 1)
             for part, cost in costs.items()
@@ -449,15 +459,10 @@ def main() -> int:
     args = parse_arguments()
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    rates = machine_rates(args.device)
-    units = {name: "B/s" if name == "bytes" else "FLOP/s" for name in rates}
-    print("machine: " + ", ".join(f"{name} {rate / 1e9:.0f} G{units[name]}" for name, rate in rates.items()))
     bench = Bench(args)
     add_variants(bench, args)
-    costs = bench.cost(args.cameras)
-    print("counted: " + ", ".join(f"{part} {c.flops / 1e9:.1f} GFLOP" for part, c in costs.items()))
     bench.measure()
-    rows = report(bench, rates)
+    rows = report(bench)
     short = shortfalls(rows, args)
     machine = torch.cuda.get_device_name() if args.device == "cuda" else platform.processor() or "CPU"
     threads = torch.get_num_threads()
@@ -470,8 +475,8 @@ def main() -> int:
             "threads": threads,
             "runs": len(bench.variants[0].seconds),
             "torch": torch.__version__,
-            "rates": rates,
-            "cost": {part: cost._asdict() for part, cost in costs.items()},
+            "rates": bench.rates,
+            "cost": {part: cost._asdict() for part, cost in bench.cost(args.cameras).items()},
             "rows": rows,
             "short": short,
         }
