@@ -7,7 +7,7 @@ learnt from nothing on two cores within minutes; for tests, and to try out a cur
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -51,11 +51,17 @@ class ConflictFrames:
     extra: int = 0
     seed: int = 0
     noise: float = 0.02  # rad; what no policy can learn
+    made: dict[int, dict[str, Any]] = field(default_factory=dict, repr=False, compare=False)
 
     def __len__(self) -> int:
         return self.episodes * self.length
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        if index not in self.made:  # drawing a sample takes a tenth of what training on it does
+            self.made[index] = self._make(index)
+        return dict(self.made[index])
+
+    def _make(self, index: int) -> dict[str, Any]:
         episode, now = divmod(index, self.length)
         steps = now + np.arange(self.chunk_size)
         observed = np.random.default_rng(key_of("observation", self.seed, index))
