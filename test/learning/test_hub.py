@@ -12,6 +12,7 @@ from typing import Any
 
 import huggingface_hub.constants
 import pytest
+from huggingface_hub.utils import reset_sessions
 
 from kuavo_smolvla_ros.learning.hub import HubError, push, require_hub
 
@@ -98,6 +99,13 @@ def point(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_of_a_test")
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", address)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    reset_sessions()  # one that was made offline stays so
+
+
+@pytest.fixture(autouse=True)
+def _no_session_is_left_behind() -> Iterator[None]:
+    yield
+    reset_sessions()
 
 
 def result(folder: Path) -> Path:
