@@ -7,14 +7,13 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kuavo_smolvla_ros.errors import UsageError, UserError
-from kuavo_smolvla_ros.paths import PACKAGE
+from kuavo_smolvla_ros.nodes.command_line import command_line
 
 if TYPE_CHECKING:
     from kuavo_smolvla_ros.nodes.bringup import Process
@@ -63,31 +62,6 @@ def _pair(text: str) -> tuple[str, str]:
     if not colon or not name:
         raise UsageError(f"'{text}' is not NAME:=VALUE")
     return name, value
-
-
-def command_line(process: Process) -> list[str]:
-    """How a node is started by hand."""
-    if process.command:
-        return list(process.command)
-    if process.package == PACKAGE:
-        line = [sys.executable, "-m", process.module]
-    else:  # of another package, which only a ROS installation can have
-        line = ["ros2", "run", process.package, process.executable]
-    line += ["--ros-args", "-r", f"__node:={process.name}"]
-    if process.namespace:
-        line += ["-r", f"__ns:=/{process.namespace.strip('/')}"]
-    for name, value in process.parameters.items():
-        line += ["-p", f"{name}:={_yaml(value)}"]
-    return line
-
-
-def _yaml(value: Any) -> str:
-    """Text stays text: '1' as an instruction is no number."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        return "'" + value.replace("'", "''") + "'"
-    return str(value)
 
 
 class Crew:

@@ -6,7 +6,6 @@ import ctypes
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from types import TracebackType
@@ -14,6 +13,8 @@ from typing import Any
 
 from kuavo_smolvla_ros import dds
 from kuavo_smolvla_ros.errors import UserError
+from kuavo_smolvla_ros.nodes.bringup import Process
+from kuavo_smolvla_ros.nodes.command_line import command_line
 
 STOP_WITHIN_S = 10.0
 LAST_LINES = 8
@@ -36,10 +37,7 @@ class Crew:
         """Start a node of this package under a name, in place of the one that has it."""
         self.stop(name)
         self._logs.mkdir(parents=True, exist_ok=True)
-        line = [sys.executable, "-m", f"kuavo_smolvla_ros.nodes.{executable}"]
-        line += ["--ros-args", "-r", f"__node:={name}"]
-        for key, value in parameters.items():
-            line += ["-p", f"{key}:={_yaml(value)}"]
+        line = command_line(Process(name, executable, parameters))
         environment = os.environ | {"ROS_DOMAIN_ID": str(self.domain), "PYTHONUNBUFFERED": "1"}
         with self._log(name).open("ab") as log:
             # A group of its own: Ctrl-C ends the demo, and the demo ends these in order.
@@ -100,12 +98,3 @@ def _reap(process: subprocess.Popen[bytes], deadline: float) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-
-
-def _yaml(value: Any) -> str:
-    """Text stays text: '1' as an instruction is no number."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, (str, Path)):
-        return "'" + str(value).replace("'", "''") + "'"
-    return str(value)

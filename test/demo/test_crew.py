@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from kuavo_smolvla_ros.demo.crew import Crew, _yaml
+from kuavo_smolvla_ros.demo.crew import Crew
 from kuavo_smolvla_ros.errors import UserError
+from kuavo_smolvla_ros.nodes.command_line import as_yaml
 
 
 def is_there(pid: int) -> bool:
@@ -71,6 +72,6 @@ def test_a_killed_demo_leaves_nobody_behind(tmp_path: Path) -> None:
 
 
 def test_text_stays_text() -> None:
-    assert _yaml("1") == "'1'"
-    assert _yaml("the robot's") == "'the robot''s'"
-    assert (_yaml(True), _yaml(2.5), _yaml(Path("/a"))) == ("true", "2.5", "'/a'")
+    assert as_yaml("1") == "'1'"
+    assert as_yaml("the robot's") == "'the robot''s'"
+    assert (as_yaml(True), as_yaml(2.5), as_yaml(Path("/a"))) == ("true", "2.5", "'/a'")
