@@ -371,7 +371,7 @@ class _Extraction:
                 self._find(Code.NO_COMMAND, Severity.ERROR, "no command in this part", name, begin)
                 continue
             late = (int(command.stamps_ns[0]) - begin) / NS_PER_S
-            if late > _SLIVER_S and found:
+            if late > _SLIVER_S and found and sampler.waits_for(name, window, begin):
                 sentence = (
                     f"the first command comes after {late:.1f} s, which are cut off; "
                     "extract.uncommanded=measured keeps them, where the joints rest until then"

@@ -152,23 +152,27 @@ class Sampler:
         asked = self._settings.max_skew_s
         skew_ns = nanoseconds(self._spec.max_skew_s if asked is None else asked)
         samples = sample_grid(inputs, {n: self.budgets[n] for n in inputs}, skew_ns, grid)
-        given = sample_grid(commands, {n: self.budgets[n] for n in commands}, None, grid)
+        moving = self._moving(commands, grid)
         is_measured = self._settings.uncommanded == "measured"
-        usable = samples.usable if is_measured else samples.usable & given.usable
+        usable = samples.usable.copy()
         chosen = {name: np.full(grid.size, -1, dtype=np.intp) for name in self._admitted}
         for name, picks in samples.picks.items():
             chosen[name][samples.usable] = input_positions[name][picks]
-        for name in commands:
-            picks = np.searchsorted(commands[name].stamps_ns, grid, side="right") - 1
+        for name, stream in commands.items():
+            picks = np.searchsorted(stream.stamps_ns, grid, side="right") - 1
+            early = self._needs_none_yet(name, stream, grid, moving)
+            picks[early] = 0
             known = picks >= 0
             chosen[name][known] = command_positions[name][picks[known]]
+            if not is_measured:
+                usable &= early | sample_grid({name: stream}, {name: self.budgets[name]}, None, grid).usable
         stretch = Stretch(
             samples=samples,
-            usable=usable.copy(),
+            usable=usable,
             chosen=chosen,
             state=np.full((grid.size, len(self._spec.state_names)), np.nan),
             action=np.full((grid.size, len(self._spec.action_names)), np.nan),
-            moving=self._moving(commands, grid),
+            moving=moving,
             faults={},
         )
         self._decode(stretch)
@@ -178,14 +182,44 @@ class Sampler:
             stretch.action[:, -1] = stretch.moving
         return stretch
 
+    def waits_for(self, name: str, window: Window, from_ns: int) -> bool:
+        """Whether this stream's first command was missed at some time from `from_ns` on."""
+        commands, _ = self.recorded(self.commands, window)
+        first_ns = int(commands[name].stamps_ns[0])
+        grid = uniform_grid(from_ns, max(from_ns, first_ns - 1), self._spec.fps)
+        early = self._needs_none_yet(name, commands[name], grid, self._moving(commands, grid))
+        return not early.all()
+
+    def _needs_none_yet(
+        self, name: str, stream: Recorded, grid: NDArray[np.int64], moving: NDArray[np.bool_]
+    ) -> NDArray[np.bool_]:
+        """Times before a stream's first command at which its gate is closed: a base that is not told to walk.
+
+        Nothing of it is executed then, and on the robot nothing is published before the first walk. Its first
+        command stands there.
+        """
+        gate, rule = self._spec.streams[name].gate, self._spec.gap_rule
+        if gate is None or rule is None or gate.joint != rule.joint or not stream.stamps_ns.size:
+            return np.zeros(grid.size, dtype=np.bool_)
+        is_closed = np.where(moving, not gate.is_open(1.0), not gate.is_open(0.0))
+        early: NDArray[np.bool_] = is_closed & (grid < stream.stamps_ns[0])
+        return early
+
     def _moving(self, commands: dict[str, Recorded], grid: NDArray[np.int64]) -> NDArray[np.bool_]:
         rule = self._spec.gap_rule
         if rule is None:
             return np.zeros(grid.size, dtype=np.bool_)
         others = [int(s.stamps_ns[-1]) for n, s in commands.items() if n != rule.stream and s.stamps_ns.size]
-        return in_gaps(
-            commands[rule.stream].stamps_ns, nanoseconds(rule.longer_than_s), max(others, default=None), grid
-        )
+        longest_ns = nanoseconds(rule.longer_than_s)
+        moving = in_gaps(commands[rule.stream].stamps_ns, longest_ns, max(others, default=None), grid)
+        for name, stream in commands.items():
+            gate = self._spec.streams[name].gate
+            if gate is None or gate.joint != rule.joint or not gate.is_open(1.0) or not stream.stamps_ns.size:
+                continue
+            # The arms fall silent a moment before the base is told where to go for the first time.
+            first_ns = stream.stamps_ns[0]
+            moving &= ~((grid < first_ns) & (grid >= first_ns - longest_ns))
+        return moving
 
     def _decode(self, stretch: Stretch) -> None:
         """Fill in state and action, look at the pictures; a step with a bad message becomes unusable."""

@@ -305,7 +305,7 @@ def test_base_moves_while_the_arms_command_stream_is_silent(record: Callable[...
         return [e for e in happened if e.stream != "arm_command" or not silent[0] < seconds_of(e) < silent[1]]
 
     episode = only(record(walk, spec=MOBILE), MOBILE)
-    assert episode.action.shape == (39, 20)  # the first command of the base is timed by its receipt
+    assert episode.action.shape == (40, 20)
     assert episode.state.shape[1] == 16
     times = (episode.stamps_ns - START_NS) / NS
     flag = episode.action[:, MOBILE.action_names.index("base_move")]
@@ -314,6 +314,41 @@ def test_base_moves_while_the_arms_command_stream_is_silent(record: Callable[...
     arm = episode.action[:, 0]
     assert len(np.unique(arm[flag == 1])) == 1  # the last command holds, no sentinel
     assert np.isfinite(episode.action).all()
+
+
+def test_a_base_needs_no_command_before_its_first_walk(record: Callable[..., Path]) -> None:
+    def walk(happened: list[Event]) -> list[Event]:
+        walking = (1.805, 3.005)
+        return [
+            e
+            for e in happened
+            if e.stream not in ("arm_command", "base_command")
+            or (walking[0] < seconds_of(e) < walking[1]) == (e.stream == "base_command")
+        ]
+
+    episode = only(record(walk, spec=MOBILE), MOBILE)
+    assert len(episode) == 40  # nothing is cut off
+    assert not named([episode], Code.NO_COMMAND)
+    base, flag = episode.action[:, 16:19], episode.action[:, 19]
+    first = int(np.flatnonzero(np.any(base != base[0], axis=1))[0])
+    assert first >= 20  # its first command stands until the second
+    (walks,) = np.flatnonzero(np.diff(flag) > 0)
+    assert walks == 19  # told at 1.9 s, and received a moment later
+    assert flag[walks + 1 : 29].all()
+
+
+def test_a_base_that_walks_before_it_is_told_to_is_cut_off(record: Callable[..., Path]) -> None:
+    def walk(happened: list[Event]) -> list[Event]:
+        return [
+            e
+            for e in happened
+            if (e.stream != "arm_command" or not 0.5 < seconds_of(e) < 2.0)
+            and (e.stream != "base_command" or seconds_of(e) > 1.5)
+        ]
+
+    parts = take(record(walk, spec=MOBILE), MOBILE, trim_idle=False)
+    assert max(len(p) for p in parts if isinstance(p, Episode)) <= 25
+    assert "/cmd_pose_world" in {finding.topic for finding in named(parts, Code.NO_COMMAND)}
 
 
 def test_walking_is_not_a_standstill(record: Callable[..., Path]) -> None:
