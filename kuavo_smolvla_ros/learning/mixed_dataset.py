@@ -11,9 +11,9 @@ from torch.utils.data import Dataset, default_collate
 
 from kuavo_smolvla_ros.learning.replay import ReplayDatasetManager
 from kuavo_smolvla_ros.learning.sampler import Draw
-from kuavo_smolvla_ros.learning.sources import ACTION, IMAGES, STATE, DataError, TaskSource
+from kuavo_smolvla_ros.learning.sources import ACTION, IMAGES, STATE, DataError, TaskSource, widest
 from kuavo_smolvla_ros.learning.stage import TaskData
-from kuavo_smolvla_ros.policy.dimensions import ACTION_STEP_PADDING, mix_samples
+from kuavo_smolvla_ros.policy.dimensions import ACTION_STEP_PADDING, mix_samples, pad_sample
 from kuavo_smolvla_ros.policy.images import FEATURES
 
 
@@ -28,7 +28,11 @@ FRAME = "frame"  # number in the task's data
 
 
 class MixedDataset(Dataset[dict[str, Any]]):
-    """Samples by `Draw`; a sample's sentence is its own task's, whatever its data set was recorded with."""
+    """Samples by `Draw`; a sample's sentence is its own task's, whatever its data set was recorded with.
+
+    In a mix with a robot that walks, samples of one that does not say that it does not: the flag is 0 and
+    counts. Where a base would go is not known of them, and stays padding.
+    """
 
     def __init__(self, tasks: Sequence[TaskData], sources: Sequence[TaskSource]) -> None:
         if [task.name for task in tasks] != [source.name for source in sources]:
@@ -38,6 +42,8 @@ class MixedDataset(Dataset[dict[str, Any]]):
             )
         self.tasks, self.sources = tuple(tasks), tuple(sources)
         self.cameras = tuple(sources[0].facts.cameras)
+        wide = widest([source.facts for source in sources])
+        self._width, self._flags = wide.widths[ACTION], wide.flags
         self._features: tuple[FeatureRows, ...] | None = None  # by task
 
     @classmethod
@@ -75,11 +81,19 @@ class MixedDataset(Dataset[dict[str, Any]]):
                     f"set says {width}"
                 )
         return {
-            **{key: _compact(sample[key]) if key.startswith(IMAGES) else sample[key] for key in keys},
+            **self._standing(
+                {key: _compact(sample[key]) if key.startswith(IMAGES) else sample[key] for key in keys}
+            ),
             "task": task.sentences[draw.sentence],
             TASK_NUMBER: task.number,
             FRAME: draw.frame,
         }
+
+    def _standing(self, sample: dict[str, Any]) -> dict[str, Any]:
+        """The sample, and where its robot lacks the flag for walking: that it is 0."""
+        if not any(place >= sample[ACTION].shape[-1] for place in self._flags):
+            return sample
+        return pad_sample(sample, {ACTION: self._width}, {ACTION: self._flags})
 
 
 def _compact(picture: torch.Tensor) -> torch.Tensor:

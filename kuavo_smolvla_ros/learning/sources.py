@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from kuavo_smolvla_ros.errors import UserError
 from kuavo_smolvla_ros.learning.stage import TaskData
+from kuavo_smolvla_ros.robot.units import FLAG
 
 STATE, ACTION = "observation.state", "action"
 IMAGES = "observation.images."
@@ -48,6 +49,11 @@ class Facts:
     @property
     def widths(self) -> dict[str, int]:
         return {STATE: len(self.state_names), ACTION: len(self.action_names)}
+
+    @property
+    def flags(self) -> tuple[int, ...]:
+        """Places in the action of what says whether the base moves, by the unit its description states."""
+        return tuple(i for i, name in enumerate(self.action_names) if self.units.get(name) == FLAG)
 
 
 @dataclass(frozen=True)

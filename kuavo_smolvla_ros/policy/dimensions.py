@@ -58,13 +58,23 @@ def dimension_padding(batch: Mapping[str, Any], key: str, width: int) -> Tensor:
     return mask | torch.nn.functional.pad(own, (0, width - real), value=True)
 
 
-def pad_sample(sample: Mapping[str, Any], widths: Mapping[str, int]) -> dict[str, Any]:
-    """One data set sample with state and action padded to common widths and the masks that say so."""
+def pad_sample(
+    sample: Mapping[str, Any], widths: Mapping[str, int], zeros: Mapping[str, Sequence[int]] | None = None
+) -> dict[str, Any]:
+    """One data set sample with state and action padded to common widths and the masks that say so.
+
+    `zeros` are dimensions behind the sample's own of which it is known that they are 0 (that a robot without
+    a base does not walk): they are no padding. A mask that the sample has already stays.
+    """
     padded = dict(sample)
     for key, width in widths.items():
-        value = sample[key]
+        value, own = sample[key], sample.get(DIMENSION_PADDING[key])
         padded[key] = pad_last(value, width)
-        padded[DIMENSION_PADDING[key]] = torch.arange(width, device=value.device) >= value.shape[-1]
+        mask = torch.arange(width, device=value.device) >= value.shape[-1]
+        if own is not None:
+            mask[: value.shape[-1]] = own
+        mask[[place for place in (zeros or {}).get(key, ()) if place >= value.shape[-1]]] = False
+        padded[DIMENSION_PADDING[key]] = mask
     return padded
 
 

@@ -31,7 +31,9 @@ class Unit:
         return vector * self.scale + self.offset
 
 
-VECTOR_UNITS = ("rad", "fraction", "m", "flag")
+# Of a joint that says whether others move (a base that walks): 0 or 1, and 0 on a robot without them.
+FLAG = "flag"
+VECTOR_UNITS = ("rad", "fraction", "m", FLAG)
 
 UNITS = {
     unit.name: unit
@@ -43,6 +45,6 @@ UNITS = {
         Unit("byte", "fraction", 255.0),
         Unit("m", "m", 1.0),
         Unit("mm", "m", 1000.0),
-        Unit("flag", "flag", 1.0),
+        Unit(FLAG, FLAG, 1.0),
     )
 }

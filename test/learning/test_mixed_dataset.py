@@ -136,6 +136,71 @@ class TestBatches:
         assert batch["action_dim_is_pad"].shape == (16, 20)
 
 
+BASE = ("base_x", "base_y", "base_yaw", "base_move")
+UNITS = dict(zip(BASE, ("m", "m", "rad", "flag"), strict=True))
+
+
+class TestTheFlagForWalking:
+    @pytest.fixture
+    def walking(
+        self, make_stage: MakeStage, make_source: MakeSource, make_task: MakeTask
+    ) -> ReplayDatasetManager:
+        """A robot that stands, and one that also walks."""
+        stage = make_stage("0.25", "0.75", tasks=(make_task(1), make_task(2)))
+        names = tuple(f"joint_{i}" for i in range(16)) + BASE
+        wide = make_source(2, action_dim=20, action_names=names, units=UNITS)
+        return ReplayDatasetManager(stage, {"task1": make_source(1), "task2": wide})
+
+    def test_a_robot_without_a_base_says_that_it_stands(self, walking: ReplayDatasetManager) -> None:
+        dataset = MixedDataset.of_manager(walking)
+        batch = collate([dataset[draw] for draw in walking.plan.batch(0)])
+        narrow = batch[TASK_NUMBER] == 1
+        assert narrow.any()
+        assert not narrow.all()
+        assert not batch["action"][narrow][..., 16:].any()
+        assert batch["action"][~narrow].eq(2).all()
+        standing = [False] * 16 + [True, True, True, False]
+        assert batch["action_dim_is_pad"][narrow].tolist() == [standing] * int(narrow.sum())
+        assert not batch["action_dim_is_pad"][~narrow].any()
+
+    def test_without_one_that_walks_nothing_is_added(
+        self, make_source: MakeSource, make_task: MakeTask
+    ) -> None:
+        dataset = MixedDataset([make_task(1)], [make_source(1)])
+        batch = collate([dataset[Draw(0, 0, 0)]])
+        assert batch["action"].shape[-1] == 16
+        assert not batch["action_dim_is_pad"].any()
+
+    def test_a_batch_of_standing_robots_alone_has_it_too(self, walking: ReplayDatasetManager) -> None:
+        """As in validation: whether the flag is learnt must be seen there."""
+        dataset = MixedDataset.of_manager(walking)
+        batch = collate([dataset[Draw(0, frame, 0)] for frame in range(3)])
+        assert batch["action"].shape[-1] == 20
+        assert batch["action_dim_is_pad"].sum(1).tolist() == [3, 3, 3]
+
+    def test_it_is_normalised_as_any_other_and_counts(self, walking: ReplayDatasetManager) -> None:
+        from kuavo_smolvla_ros.learning.drift import stage_statistics
+        from kuavo_smolvla_ros.policy.loss import flow_loss, valid_entries
+        from kuavo_smolvla_ros.policy.processor_kuavo_smolvla import make_kuavo_smolvla_pre_post_processors
+
+        config = walking.stage.policy_config(backbone="tiny", device="cpu", chunk_size=4, n_action_steps=2)
+        config.set_features(16, 20, dict(walking.facts.cameras))
+        statistics = stage_statistics(walking.sources)
+        mean = tuple(0.25 * (place == 19) for place in range(20))
+        statistics["action"] = replace(statistics["action"], mean=mean, std=(1.0,) * 19 + (0.5,))
+        before, _ = make_kuavo_smolvla_pre_post_processors(config, statistics=statistics)
+        dataset = MixedDataset.of_manager(walking)
+        batch = before(collate([dataset[Draw(0, frame, 0)] for frame in range(2)]))
+        assert batch["action"][..., 19].eq(-0.5).all()  # (0 - 0.25) / 0.5
+        assert not batch["action"][..., 16:19].any()
+        valid = valid_entries(batch["action_is_pad"], batch["action_dim_is_pad"])
+        error = torch.zeros_like(batch["action"])
+        error[..., 19] = 1.0
+        assert flow_loss(error, torch.zeros_like(error), valid).item() == pytest.approx(1 / 17)
+        error[..., 16:19] = 5.0
+        assert flow_loss(error, torch.zeros_like(error), valid).item() == pytest.approx(1 / 17)
+
+
 class TestJoining:
     def test_frames_and_episodes_go_on(self, make_source: MakeSource) -> None:
         both = join("task1", [make_source(1, lengths=(3, 4)), make_source(2, lengths=(2, 5))])

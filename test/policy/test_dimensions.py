@@ -22,6 +22,7 @@ from kuavo_smolvla_ros.policy.dimensions import (
     mix_samples,
     normalise,
     pad_last,
+    pad_sample,
 )
 
 WIDTHS = {STATE: 2, ACTION: 3}
@@ -69,6 +70,19 @@ class TestPadding:
         assert batch[DIMENSION_PADDING[STATE]].any().item() is False
         assert batch[ACTION][0, :, 16:].abs().max() == 0
         assert batch["task"] == ["go"] * 3
+
+    @given(st.integers(1, 8), st.integers(0, 8), st.sets(st.integers(0, 15)), st.integers(0, 4))
+    def test_known_zeros_are_no_padding_and_survive_mixing(self, own, more, places, wider):
+        width = own + more
+        zeros = {ACTION: [place for place in places if place < width]}
+        sample = pad_sample({ACTION: torch.ones(5, own)}, {ACTION: width}, zeros)
+        batch = default_collate(mix_samples([sample, {ACTION: torch.ones(5, width + wider)}]))
+        real = {*range(own), *zeros[ACTION]}
+        mask = batch[DIMENSION_PADDING[ACTION]]
+        assert mask[0].tolist() == [place not in real for place in range(width + wider)]
+        assert not mask[1].any()
+        assert batch[ACTION][0, :, :own].eq(1).all()
+        assert not batch[ACTION][0, :, own:].any()
 
 
 class TestStatistics:
