@@ -2,6 +2,7 @@
 """Train the curriculum: a stage, or all in a row; what is finished is skipped, what was stopped goes on.
 
 Every value of config/policy/smolvla_sequential_base.yaml and of the tasks' files can be set as key=value.
+A task of your own is a file of your own (docs/tutorial.md); task=FILE.yaml trains it after the others.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ EPILOG = """examples:
   python training/train_sequential.py stages=all --dry-run
   accelerate launch --config_file config/accelerate/gpus.yaml training/train_sequential.py stages=all
   python training/train_sequential.py stages=all --reference no_replay
+  python training/train_sequential.py task=mine/task5_lift_block.yaml
+  python training/train_sequential.py task=mine/task5.yaml curriculum=[mine/task5.yaml] init=pretrained
 
 exit status: 0 trained, or stopped by Ctrl-C or SIGTERM and saved; 1 training or data failed; 2 used wrongly
 """
@@ -29,7 +32,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="task=tasks/NAME or stages=all, and any setting"
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="task=tasks/NAME, task=FILE.yaml or stages=all, and any setting",
     )
     parser.add_argument("--dry-run", action="store_true", help="say what would be done, and write nothing")
     parser.add_argument(

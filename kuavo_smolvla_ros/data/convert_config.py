@@ -16,10 +16,13 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from kuavo_smolvla_ros.data.convert import ConversionSettings
 from kuavo_smolvla_ros.data.episode_settings import EpisodeSettings
 from kuavo_smolvla_ros.data.features import pictures_from_dict
+from kuavo_smolvla_ros.data.task_file import find_task, shipped_tasks
 from kuavo_smolvla_ros.data.writer import PackLimits
 from kuavo_smolvla_ros.errors import UsageError
 from kuavo_smolvla_ros.paths import config_dir
 from kuavo_smolvla_ros.robot.spec import load_spec
+
+RECORDED = "recorded"
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,16 @@ def _checked(given: Mapping[str, Any]) -> ConversionConfig:
             raise UsageError(f"extract.receive_stamped: {spec.name} has no stream '{stream}'")
     if (rules.task is None) != (rules.instruction is None):
         raise UsageError("extract.task and extract.instruction go together; give both or neither")
+    if given["task"] != RECORDED:
+        if rules.task is not None:
+            raise UsageError("task and extract.task both say what the recordings show; give one of them")
+        named = find_task(str(given["task"]))
+        if named is None:
+            raise UsageError(
+                f"there is no task '{given['task']}'; give {RECORDED}, {', '.join(shipped_tasks())}, or the "
+                "path of a task's YAML file"
+            )
+        extract |= {"task": named.name, "instruction": named.instruction}
     try:
         pictures = pictures_from_dict(given["pictures"])
         limits = PackLimits(**given["files"])

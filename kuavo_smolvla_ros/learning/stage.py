@@ -342,9 +342,15 @@ def joint(curriculum: Curriculum, name: str = "joint") -> Stage:
 
 
 def check_curriculum(curriculum: Sequence[Stage]) -> None:
-    """Fail unless stages have names of their own and each builds on those before it."""
+    """Fail unless stages have names and numbers of their own and each builds on those before it."""
     seen: list[str] = []
+    numbers: dict[int, str] = {}
     for stage in curriculum:
+        if numbers.setdefault(stage.task.number, stage.name) != stage.name:
+            raise StageError(
+                f"{stage.name} and {numbers[stage.task.number]} both have task.number {stage.task.number}, "
+                "by which results are kept; give one of them another"
+            )
         if stage.name in seen:
             raise StageError(f"the curriculum contains {stage.name} twice")
         if stage.init.kind == "task" and stage.init.target not in seen:

@@ -1,4 +1,4 @@
-"""From `config/policy/*.yaml` and a command line to a curriculum of stages.
+"""From `config/policy/*.yaml`, files of one's own and a command line to a curriculum of stages.
 
 Every stage is composed on its own: base file, then the task's file, then the command line. The parts that
 decide which tasks came before (data, order) are the same for all; the rest of a command line given with
@@ -8,6 +8,8 @@ the others.
 
 from __future__ import annotations
 
+import difflib
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -23,6 +25,7 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from kuavo_smolvla_ros.data.task_file import is_task_path, read_task_yaml
 from kuavo_smolvla_ros.errors import UsageError
 from kuavo_smolvla_ros.learning.schedule import Schedule
 from kuavo_smolvla_ros.learning.settings import RunSettings
@@ -42,6 +45,7 @@ from kuavo_smolvla_ros.learning.stage import (
 from kuavo_smolvla_ros.paths import config_dir
 
 BASE = "smolvla_sequential_base"
+OWN_GROUP = "own_task"  # no folder beside the base file may have this name
 SHARED = ("data", "curriculum", "pretrained", "run")  # apply to every task, also with task=...
 T = TypeVar("T")
 
@@ -62,13 +66,17 @@ class Request:
 def read_request(overrides: Sequence[str] = (), folder: Path | None = None) -> Request:
     """The request of a command line such as `task=tasks/task2_weighing optimizer.lr=1e-5`, or `stages=all`.
 
-    `folder` holds the base file and the tasks' files; the package's own is `config/policy`.
+    `folder` holds the base file and the tasks' files; the package's own is `config/policy`. A task of one's
+    own is a path that ends in .yaml; given as `task=` it comes after the curriculum's, unless those name it.
     """
     folder = config_dir() / "policy" if folder is None else folder
     chosen, rest = _take(overrides, "task")
     wanted, rest = _take(rest, "stages")
     if (chosen is None) == (wanted is None):
-        raise UsageError("say which stage to train: task=tasks/NAME, or stages=all for all in a row")
+        raise UsageError(
+            "say which stage to train: task=tasks/NAME, task=FILE.yaml for one of your own, or "
+            "stages=all for all in a row"
+        )
     if wanted not in (None, "all"):
         raise UsageError(f"stages={wanted} means nothing; write stages=all, or task=tasks/NAME for one stage")
     shared = [text for text, key in rest if key.split(".")[0] in SHARED]
@@ -76,10 +84,14 @@ def read_request(overrides: Sequence[str] = (), folder: Path | None = None) -> R
     files = base["curriculum"]
     if not isinstance(files, list) or not files or not all(isinstance(file, str) for file in files):
         raise UsageError(f"curriculum is {files!r}; it is a list of the tasks' files, such as [tasks/NAME]")
+    files = [_resolved(file, folder) for file in files]
+    chosen = None if chosen is None else _resolved(chosen, folder)
+    if chosen is not None and is_task_path(chosen) and chosen not in files:
+        files.append(chosen)
     if chosen is not None and chosen not in files:
         raise UsageError(
             f"{chosen} is not in the curriculum ({', '.join(files)}); add it with "
-            f"curriculum='[{','.join([*files, str(chosen)])}]'"
+            f"curriculum='[{','.join([*files, chosen])}]', or give the path of a file of your own (.yaml)"
         )
     stages: list[Stage] = []
     selected: list[str] = []
@@ -100,6 +112,16 @@ def load_curriculum(overrides: Sequence[str] = (), folder: Path | None = None) -
     return read_request([*overrides, "stages=all"], folder).curriculum
 
 
+def _resolved(file: str, folder: Path) -> str:
+    """A file of one's own by its whole path, one of `folder` by its name there, however it was written."""
+    if not is_task_path(file):
+        return file
+    path = Path(file).expanduser().resolve()
+    if path.is_relative_to(folder.resolve()):
+        return path.relative_to(folder.resolve()).with_suffix("").as_posix()
+    return str(path)
+
+
 def _take(overrides: Sequence[Any], name: str) -> tuple[str | None, list[tuple[str, str]]]:
     """The value of the override `name`, and all others with their keys."""
     texts = [entry if isinstance(entry, str) else entry[0] for entry in overrides]
@@ -115,8 +137,19 @@ def _take(overrides: Sequence[Any], name: str) -> tuple[str | None, list[tuple[s
 
 
 @lru_cache(maxsize=64)
-def _composed(folder: Path, overrides: tuple[str, ...], stamp: tuple[int, ...]) -> Any:
-    with initialize_config_dir(str(folder.resolve()), version_base="1.3"):
+def _composed(
+    folder: Path, overrides: tuple[str, ...], stamp: tuple[int, ...], own: str | None = None
+) -> Any:
+    """`own` is the text of a task's file from elsewhere; it is laid over the base like one of `tasks/`."""
+    with (
+        tempfile.TemporaryDirectory() as place,
+        initialize_config_dir(str(folder.resolve()), version_base="1.3"),
+    ):
+        if own is not None:
+            file = Path(place) / OWN_GROUP / "task.yaml"
+            file.parent.mkdir()
+            file.write_text(own, encoding="utf-8")
+            overrides = (f"hydra.searchpath=[file://{place}]", f"+{OWN_GROUP}@_global_=task", *overrides)
         return compose(BASE, overrides=list(overrides))
 
 
@@ -124,28 +157,46 @@ def _compose(folder: Path, overrides: tuple[str, ...], file: str | None = None) 
     """One stage's configuration as plain data; without a task's file, only what needs none."""
     if not (folder / f"{BASE}.yaml").is_file():
         raise UsageError(f"{folder} holds no {BASE}.yaml")
-    if file is not None:
+    own = None
+    if file is not None and is_task_path(file):
+        read_task_yaml(file)
+        own = Path(file).read_text(encoding="utf-8")
+    elif file is not None:
         group, _, option = file.rpartition("/")
         if not group or not (folder / f"{file}.yaml").is_file():
             known = sorted(
                 path.relative_to(folder).with_suffix("").as_posix() for path in folder.glob("tasks/*.yaml")
             )
-            raise UsageError(f"there is no task file {file}.yaml in {folder}; there are {', '.join(known)}")
+            raise UsageError(
+                f"there is no task file {file}.yaml in {folder}; there are {', '.join(known)}, or give the "
+                "path of one of your own (.yaml)"
+            )
         overrides = (f"+{group}={option}", *overrides)
     stamp = tuple(path.stat().st_mtime_ns for path in sorted(folder.rglob("*.yaml")))
     try:
-        composed = _composed(folder, overrides, stamp)
+        composed = _composed(folder, overrides, stamp, own)
         if file is None:
             return {
                 key: OmegaConf.to_container(composed, resolve=False)[key] for key in ("curriculum", "run")
             }
+        _require_known(composed, _composed(folder, (), stamp), file)
         return OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as fault:
-        raise UsageError(f"{fault.full_key} is not given; set it in {file}.yaml") from None
+        where = file if own is not None else f"{file}.yaml"
+        raise UsageError(f"{fault.full_key} is not given; set it in {where}") from None
     except MissingConfigException as fault:
         raise UsageError(_one_line(fault)) from None
     except (HydraException, OmegaConfBaseException) as fault:
         raise UsageError(f"{file or BASE}: {_one_line(fault)}") from None
+
+
+def _require_known(given: Any, base: Any, file: str) -> None:
+    """Fail on a section no one reads: a slip of the pen would leave the base's value standing."""
+    for section in given:
+        if section not in base:
+            close = difflib.get_close_matches(section, list(base), n=1)
+            hint = f"did you mean {close[0]}" if close else f"there are {', '.join(base)}"
+            raise UsageError(f"{file} has a section {section!r} that means nothing; {hint}")
 
 
 def _one_line(fault: Exception) -> str:
@@ -196,7 +247,8 @@ def _shares(replay: Mapping[str, Any], tasks: Sequence[str]) -> tuple[Fraction, 
     if unknown:
         raise StageError(
             f"{own} has replay shares of {', '.join(unknown)}, but up to this stage the curriculum has only "
-            f"{', '.join(tasks)}; change replay.shares, or use replay.fraction, which fits any order"
+            f"{', '.join(tasks)}; give replay.shares=null replay.fraction=0.2, which fits any order (0: no "
+            "replay), or a file of your own that does (docs/training.md, 'Other curricula')"
         )
     return tuple(_fraction(shares.get(name, 0), f"{own}: the share of {name}") for name in tasks)
 
@@ -221,7 +273,8 @@ def _initialisation(given: Any, pretrained: str, earlier: Sequence[str], own: st
     if text == "previous":
         if not earlier:
             raise StageError(
-                f"{own} is the first stage and cannot start from a previous one; set init=pretrained"
+                f"{own} is the first stage and cannot start from a previous one; set init=pretrained, "
+                "scratch or a path, or use a file of your own that does (docs/training.md, 'Other curricula')"
             )
         return Initialisation("task", earlier[-1])
     if text in earlier:

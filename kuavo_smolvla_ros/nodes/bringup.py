@@ -89,7 +89,7 @@ POLICY_ARGUMENTS = (
     Argument("transition", "blend", "on a new task", ("finish_chunk", "blend", "stop_then_switch")),
 )
 SIM_ARGUMENTS = (
-    Argument("task", 1, "task to simulate, 1 to 4"),
+    Argument("task", 1, "task to simulate: 1 to 4, or one of your own (KUAVO_TASKS)"),
     Argument("level", "easy", "how far things vary", ("easy", "contest")),
     Argument("seed", 0, "seed of the episode"),
     Argument("expert", False, "let the scripted expert move the robot"),
@@ -99,7 +99,7 @@ SIM_ARGUMENTS = (
 )
 RECORD_ARGUMENTS = (
     Argument("folder", "outputs/bags", "where episodes go, a folder for each"),
-    Argument("task", "", "task of the episodes: one of the curriculum, or a name of your own"),
+    Argument("task", "", "task of the episodes: one of the curriculum, a YAML file, or a name of your own"),
     Argument("instruction", "", "sentence of the episodes; empty: the task's own"),
     Argument("min_free_gb", 2.0, "GB left free on that disk"),
 )

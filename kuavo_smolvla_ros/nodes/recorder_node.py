@@ -25,6 +25,7 @@ from rclpy.signals import SignalHandlerOptions
 from std_srvs.srv import Trigger
 
 from kuavo_smolvla_ros.data.recording_metadata import RecordingMetadata
+from kuavo_smolvla_ros.data.task_file import find_task
 from kuavo_smolvla_ros.errors import UserError
 from kuavo_smolvla_ros.nodes.diagnostics import Level, status
 from kuavo_smolvla_ros.nodes.ears import DEPTH, Ears
@@ -39,7 +40,6 @@ from kuavo_smolvla_ros.nodes.recording import (
     Topic,
     Written,
     free_gb,
-    instruction_of,
     next_folder,
 )
 from kuavo_smolvla_ros.robot.audit import LOWEST_RATE_SHARE
@@ -63,7 +63,7 @@ LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 PARAMETERS = {
     "robot": Param("kuavo_sim", "robot description: a shipped name or a YAML file", fixed=True),
     "folder": Param("outputs/bags", "where episodes go, a folder for each", fixed=True),
-    "task": Param("", "task of the next episode: one of the curriculum, or a name of your own"),
+    "task": Param("", "task of the next episode: one of the curriculum, a YAML file, or a name of your own"),
     "instruction": Param("", "sentence of the next episode; empty: the task's own"),
     "min_free_gb": Param(2.0, "GB left free: an episode ends when there are fewer", 0.0, 10000.0),
 }
@@ -148,9 +148,14 @@ class RecorderNode(Node):
         task = self._value("task").strip()
         if not task:
             raise RecordingError(f"set the parameter 'task' of {self.get_fully_qualified_name()} first")
-        instruction = " ".join(self._value("instruction").split()) or instruction_of(task)
-        if instruction is None:
-            raise RecordingError(f"'{task}' has no sentence of its own; set the parameter 'instruction'")
+        named = find_task(task)
+        task = task if named is None else named.name
+        instruction = " ".join(self._value("instruction").split()) or (named and named.instruction)
+        if not instruction:
+            raise RecordingError(
+                f"'{task}' has no sentence of its own; set the parameter 'instruction', or set 'task' to the "
+                "task's YAML file"
+            )
         self.drain()
         obstacles = [*self._missing(), *filter(None, [self._full()])]
         if obstacles:

@@ -25,8 +25,8 @@ import yaml
 from mcap.writer import CompressionType, Writer
 
 from kuavo_smolvla_ros.data.recording_metadata import RECORD, RecordingMetadata
+from kuavo_smolvla_ros.data.task_file import find_task, is_task_path
 from kuavo_smolvla_ros.errors import UserError
-from kuavo_smolvla_ros.paths import config_dir
 
 # A process that is killed loses what it has not handed to the system: at most this and the last batch.
 FLUSH_S = 0.4
@@ -322,7 +322,5 @@ def free_gb(folder: Path) -> float:
 
 def instruction_of(task: str) -> str | None:
     """The sentence of one of the curriculum's tasks; None for a task of one's own."""
-    path = config_dir() / "policy" / "tasks" / f"{task}.yaml"
-    if not re.fullmatch(r"\w+", task) or not path.is_file():
-        return None
-    return str(yaml.safe_load(path.read_text())["task"]["instruction"])
+    found = None if is_task_path(task) else find_task(task)
+    return None if found is None else found.instruction

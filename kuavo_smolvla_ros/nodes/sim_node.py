@@ -40,7 +40,7 @@ RESET_TIMEOUT_S = 20.0
 
 PARAMETERS = {
     "robot": Param("kuavo_mobile", "description whose topics are played; it also fits kuavo_sim", fixed=True),
-    "task": Param(1, "task to simulate, from the next reset on", 1, 4),
+    "task": Param(1, "task to simulate, from the next reset on", 1, 9999),
     "level": Param("easy", "how far things vary, from the next reset on", choices=("easy", "contest")),
     "seed": Param(0, "seed of the next reset; same seed, same start", 0, 2**31 - 1),
     "expert": Param(False, "let the scripted expert move the robot, from the next reset on"),

@@ -17,6 +17,7 @@ from kuavo_smolvla_ros.data.convert_config import load_conversion
 from kuavo_smolvla_ros.data.episode_settings import EpisodeSettings
 from kuavo_smolvla_ros.data.merge import load_dataset
 from kuavo_smolvla_ros.data.synthetic_bags import events, write
+from kuavo_smolvla_ros.data.task_file import shipped_tasks
 from kuavo_smolvla_ros.data.video import VideoSettings
 from kuavo_smolvla_ros.data.writer import PackLimits
 from kuavo_smolvla_ros.errors import UsageError, UserError
@@ -113,6 +114,9 @@ def test_what_is_left_out_is_listed_and_is_exit_status_1(
         ([*NEEDED, "extract.min_length=4"], 2, "extract.min_length"),
         ([*NEEDED, "extract.receive_stamped=[camera]"], 2, "has no stream 'camera'"),
         ([*NEEDED, "extract.task=weighing"], 2, "go together"),
+        ([*NEEDED, "task=juggling"], 2, "no task 'juggling'; give recorded, task1_moving_grasp"),
+        ([*NEEDED, "task=no/such.yaml"], 2, "no/such.yaml cannot be read: No such file"),
+        ([*NEEDED, "task=task2_weighing", "extract.task=a", "extract.instruction=b"], 2, "give one of them"),
         ([*NEEDED, "workers=0"], 2, "whole number from 1"),
         ([*NEEDED, "workers=two"], 2, "workers is 'two'"),
         ([*NEEDED, "files.seconds=2000"], 2, "beyond 1000"),
@@ -149,7 +153,7 @@ def test_help_shows_an_example(script: ModuleType, capsys: pytest.CaptureFixture
 
 def test_the_shipped_rules_are_the_defaults_and_all_of_them() -> None:
     config = yaml.safe_load((config_dir() / "data" / "convert.yaml").read_text())
-    known = {f.name: f.default for f in fields(EpisodeSettings) if f.name not in ("task", "instruction")}
+    known = {f.name: f.default for f in fields(EpisodeSettings)}
     assert MISSING not in known.values()
     given = {k: tuple(v) if isinstance(v, list) else v for k, v in config["extract"].items()}
     assert given == known
@@ -171,15 +175,19 @@ def test_every_shipped_way_of_storing_pictures_loads(name: str) -> None:
     load_conversion([*NEEDED, f"pictures={name}"])
 
 
-@pytest.mark.parametrize("name", [p.stem for p in sorted((config_dir() / "data" / "task").glob("*.yaml"))])
-def test_every_shipped_task_loads_and_fits_the_tokenizers_limit_roughly(name: str) -> None:
+@pytest.mark.parametrize("name", shipped_tasks())
+def test_every_shipped_task_loads(name: str) -> None:
     extract: Any = load_conversion([*NEEDED, f"task={name}"]).settings.extract
-    if name == "recorded":
-        assert extract["task"] is None
-    else:
-        assert extract["task"] == name
-        assert "\n" not in extract["instruction"]
-        assert len(extract["instruction"].split()) < 48
+    assert extract["task"] == name
+    assert "\n" not in extract["instruction"]
+    assert load_conversion(NEEDED).settings.extract["task"] is None
+
+
+def test_a_task_of_ones_own_is_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "cups.yaml"
+    file.write_text("task:\n  name: task5_cups\n  instruction: Stack\n    the cups\n")
+    extract: Any = load_conversion([*NEEDED, f"task={file}"]).settings.extract
+    assert (extract["task"], extract["instruction"]) == ("task5_cups", "Stack the cups")
 
 
 def test_several_places_can_be_given() -> None:

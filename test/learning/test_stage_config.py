@@ -197,6 +197,62 @@ class TestCommandLine:
         assert stage.policy_config(backbone="tiny").freezing.given == ("preset",)
 
 
+OWN = """
+task: {number: 5, name: task5_cups, description: Cups, instruction: Stack the cups}
+replay: {fraction: 0.2}
+optimizer: {lr: 2.0e-5, vision_lr: 2.0e-6}
+training: {epochs: 3}
+thresholds: {own_below: 0.5, retained_below: 1.0, forgotten_above: 1.25}
+"""
+
+
+@pytest.fixture
+def own_task(tmp_path: Path) -> Path:
+    """A fifth task's file, outside the package."""
+    file = tmp_path / "my tasks" / "cups.yaml"
+    file.parent.mkdir()
+    file.write_text(OWN)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("optimizer:", "optimzer:", "has a section 'optimzer' that means nothing; did you mean optimizer"),
+        ("number: 5, ", "", r"task\.number is not given; set it in .*cups\.yaml"),
+        ("number: 5", "number: 4", "task5_cups and task4_sorting both have task.number 4"),
+        ("name: task5_cups", "name: task4_sorting", "contains task4_sorting twice|lists a task twice"),
+        ("name:", "nam: x, name:", "fields `nam` are not valid"),
+        ("{number", "[number", "is no YAML, line"),
+        ("\ntask:", "\ndefaults: [/tasks/juggling]\ntask:", "tasks/juggling"),
+    ],
+)
+def test_a_mistake_in_a_file_from_elsewhere_is_one_sentence(
+    own_task: Path, old: str, new: str, message: str
+) -> None:
+    assert old in OWN
+    own_task.write_text(OWN.replace(old, new))
+    with pytest.raises(UserError, match=message) as raised:
+        read_request([f"task={own_task}"])
+    assert "\n" not in str(raised.value)
+
+
+def test_a_file_from_elsewhere_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"none\.yaml cannot be read: No such file"):
+        read_request([f"task={tmp_path / 'none.yaml'}"])
+
+
+def test_a_shipped_task_out_of_its_order_says_what_to_do(own_task: Path) -> None:
+    for overrides in (
+        [f"task={FILES[1]}", f"curriculum=[{FILES[1]}]"],
+        [f"task={own_task}", f"curriculum=[{FILES[1]},{own_task}]"],
+    ):
+        with pytest.raises(
+            StageError, match=r"replay.shares=null replay.fraction=0.2.* or a file of your own"
+        ):
+            read_request(overrides)
+
+
 class TestAnyCurriculum:
     def test_another_order(self) -> None:
         order = f"curriculum=[{','.join(reversed(FILES))}]"
@@ -220,6 +276,56 @@ class TestAnyCurriculum:
         assert stages[4].init == Initialisation("task", "task4_sorting")
         assert [stage.hash for stage in stages[:4]] == [stage.hash for stage in load_curriculum()]
 
+    def test_a_file_from_elsewhere_comes_after_the_others(
+        self, own_task: Path, curriculum: tuple[Stage, ...]
+    ) -> None:
+        request = read_request([f"task={own_task}", "optimizer.lr=1e-6"])
+        assert request.selected == ("task5_cups",)
+        (stage,) = request.stages
+        assert stage.task_names == (*NAMES, "task5_cups")
+        assert stage.shares == (TENTH / 2,) * 4 + (Fraction(4, 5),)
+        assert stage.init == Initialisation("task", "task4_sorting")
+        assert (stage.optimizer.lr, stage.optimizer.vision_lr) == (
+            1e-6,
+            2e-6,
+        )  # the command line above the file
+        assert [s.hash for s in request.curriculum[:4]] == [s.hash for s in curriculum]
+
+    def test_a_file_from_elsewhere_alone_and_after_the_first(self, own_task: Path) -> None:
+        (alone,) = read_request([f"task={own_task}", f"curriculum=[{own_task}]", "init=scratch"]).curriculum
+        assert (alone.shares, alone.init) == ((1,), Initialisation("scratch"))
+        stages = read_request([f"task={own_task}", f"curriculum=[{FILES[0]},{own_task}]"]).curriculum
+        assert stages[1].shares == (Fraction(1, 5), Fraction(4, 5))
+        assert stages[1].init == Initialisation("task", NAMES[0])
+
+    def test_a_path_may_be_relative_and_of_the_shipped_folder(
+        self, own_task: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(own_task.parent)
+        assert read_request([f"task={own_task.name}", f"curriculum=[{own_task}]", "init=scratch"]).stages
+        shipped = config_dir() / "policy" / f"{FILES[1]}.yaml"
+        assert read_request([f"task={shipped}"]) == read_request([f"task={FILES[1]}"])
+
+    def test_one_task_that_is_not_the_first(self) -> None:
+        given = (f"curriculum=[{FILES[1]}]", "init=pretrained", "replay.shares=null", "replay.fraction=0")
+        assert read_request([f"task={FILES[1]}", *given]).curriculum[0].shares == (1,)
+
+    def test_a_file_may_build_on_a_shipped_one(self, own_task: Path) -> None:
+        second = own_task.with_name("second.yaml")
+        second.write_text(
+            "defaults: [/tasks/task2_weighing, _self_]\n"
+            "init: pretrained\nreplay: {shares: null, fraction: 0.2}\n"
+        )
+        stages = read_request([f"task={own_task}", f"curriculum=[{second},{own_task}]"]).curriculum
+        assert [stage.name for stage in stages] == ["task2_weighing", "task5_cups"]
+        assert stages[0].optimizer.lr == 3.5e-5
+        assert stages[0].init.kind == "pretrained"
+
+    def test_what_is_changed_in_a_file_from_elsewhere_is_read_again(self, own_task: Path) -> None:
+        assert read_request([f"task={own_task}"]).stages[0].training.epochs == 3
+        own_task.write_text(OWN.replace("epochs: 3", "epochs: 4"))
+        assert read_request([f"task={own_task}"]).stages[0].training.epochs == 4
+
     def test_a_changed_file_is_read_again(self, own_folder: Path) -> None:
         first = load_curriculum((), own_folder)
         file = own_folder / "tasks" / "task1_moving_grasp.yaml"
@@ -231,7 +337,7 @@ class TestAnyCurriculum:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ([], "say which stage to train: task=tasks/NAME, or stages=all"),
+        ([], "say which stage to train: task=tasks/NAME, .* or stages=all"),
         (["task=tasks/task1_moving_grasp", "stages=all"], "say which stage to train"),
         (["stages=2"], r"stages= is given once, with one name"),
         (["stages=some"], "stages=some means nothing"),
