@@ -21,6 +21,7 @@ ELSEWHERE = {
     "scheduler_decay_steps": "schedule.decay_steps",
     "scheduler_decay_lr": "schedule.decay_lr",
     "instructions": "task.instruction and task.paraphrases",
+    "tasks": "task.name, task.instruction and task.paraphrases",
     "init_from": "init",
 }
 
@@ -50,6 +51,7 @@ def build_policy_config(stage: Stage, fields: dict[str, Any]) -> KuavoSmolVLACon
             "scheduler_decay_steps": schedule.decay_steps,
             "scheduler_decay_lr": schedule.decay_lr,
             "instructions": [sentence for task in stage.tasks for sentence in task.sentences],
+            "tasks": {task.name: list(task.sentences) for task in stage.tasks},
             **fields,
         }
     )

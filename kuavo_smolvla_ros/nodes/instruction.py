@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 UNKNOWN_CHOICES = ("accept", "warn", "refuse")
@@ -25,16 +25,17 @@ class Verdict:
     remark: str = ""
 
 
-def resolve(text: str, known: Mapping[str, str], on_unknown: str) -> Verdict:
-    """Find the instruction meant by `text` among the tasks `known` (name to sentence)."""
+def resolve(text: str, known: Mapping[str, Sequence[str]], on_unknown: str) -> Verdict:
+    """Find the instruction meant by `text` among the tasks `known` (name to sentences, its own first)."""
     wanted = " ".join(text.split())
     if not wanted:
         return Verdict(None, "the instruction is empty")
     if wanted in known:
-        return Verdict(Instruction(known[wanted], wanted))
-    for task, sentence in known.items():
-        if _same(wanted, sentence):
-            return Verdict(Instruction(sentence, task))
+        return Verdict(Instruction(known[wanted][0], wanted))
+    for task, sentences in known.items():
+        for sentence in sentences:
+            if _same(wanted, sentence):
+                return Verdict(Instruction(sentence, task))
     tasks = ", ".join(known) or "none known"
     remark = f"'{wanted}' is none of the instructions the policy was trained on ({tasks})"
     if on_unknown == "refuse":
@@ -47,3 +48,16 @@ def _same(a: str, b: str) -> bool:
         return " ".join(text.lower().rstrip(". ").split())
 
     return plain(a) == plain(b)
+
+
+def known_tasks(
+    tasks: Mapping[str, Sequence[str]], instructions: Sequence[str], shipped: Mapping[str, str]
+) -> dict[str, tuple[str, ...]]:
+    """What a policy was trained on, by task: as it says itself, or, where it does not, as its sentences tell.
+
+    A sentence whose task is unknown stands for itself.
+    """
+    if tasks:
+        return {name: tuple(sentences) for name, sentences in tasks.items()}
+    task_of = {sentence: task for task, sentence in shipped.items()}
+    return {task_of.get(sentence, sentence): (sentence,) for sentence in instructions}

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from kuavo_smolvla_ros.errors import UserError
-from kuavo_smolvla_ros.nodes.instruction import Instruction
+from kuavo_smolvla_ros.nodes.instruction import Instruction, known_tasks
 from kuavo_smolvla_ros.robot.description import RobotSpec
 
 PROGRESS_EVERY_S = 2.0
@@ -24,7 +24,7 @@ class LoadedPolicy:
     """A warmed policy, and what the node must know of it."""
 
     runner: Any
-    instructions: dict[str, str]
+    instructions: dict[str, tuple[str, ...]]  # by task, its own sentence first
     n_action_steps: int
     execution_horizon: int
     check_instruction: Callable[[str], None]
@@ -83,10 +83,9 @@ def _load(spec: RobotSpec, checkpoint: str, device: str | None) -> LoadedPolicy:
     if wanted != there:
         raise UserError(f"the policy sees {', '.join(wanted)}, the robot has {', '.join(there)}")
     (reader,) = (step for step in runner.preprocessor.steps if isinstance(step, TokenizeInstruction))
-    task_of = {sentence: task for task, sentence in TASK_INSTRUCTIONS.items()}
     return LoadedPolicy(
         runner=runner,
-        instructions={task_of.get(sentence, sentence): sentence for sentence in config.instructions},
+        instructions=known_tasks(config.tasks, config.instructions, TASK_INSTRUCTIONS),
         n_action_steps=config.n_action_steps,
         execution_horizon=config.rtc_execution_horizon,
         check_instruction=lambda text: check_instructions(reader.tokenizer, [text], reader.max_length),
@@ -97,7 +96,7 @@ def _warm_up(spec: RobotSpec, policy: LoadedPolicy) -> float:
     """Seconds for a chunk once all that is built at first use has been built."""
     images = {role: np.zeros((c.height, c.width, 3), np.uint8) for role, c in spec.cameras.items()}
     limits = spec.limits(spec.state_names)
-    sentence = next(iter(policy.instructions.values()), "warm up")
+    sentence = next(iter(policy.instructions.values()), ("warm up",))[0]
     latency_s = 0.0
     for _ in range(WARM_UPS):
         started = time.monotonic()

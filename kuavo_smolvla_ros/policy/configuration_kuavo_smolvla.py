@@ -66,6 +66,8 @@ class KuavoSmolVLAConfig(PreTrainedConfig):
     pad_language_to: str = "max_length"  # static shapes; "longest" is lerobot's default
     # Sentences that must fit, checked as soon as the tokenizer is at hand.
     instructions: list[str] = field(default_factory=lambda: list(TASK_INSTRUCTIONS.values()))
+    # Names of the tasks trained on, each with its sentences, its own first; empty: the four tasks'.
+    tasks: dict[str, list[str]] = field(default_factory=dict)
 
     # Network. `backbone` is a name, never a path of one machine; `architecture` is filled from it and stored.
     backbone: str = "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"

@@ -17,12 +17,12 @@ from kuavo_smolvla_ros.errors import UsageError
 from kuavo_smolvla_ros.nodes.bringup import BRINGUPS
 from kuavo_smolvla_ros.nodes.chunk_message import from_message, to_message, uniform_times_ns
 from kuavo_smolvla_ros.nodes.command_line import command_line
-from kuavo_smolvla_ros.nodes.instruction import FREE_TASK, resolve
+from kuavo_smolvla_ros.nodes.instruction import FREE_TASK, known_tasks, resolve
 from kuavo_smolvla_ros.nodes.parameters import Param, refuse
 from kuavo_smolvla_ros.nodes.sim_faults import ActiveFault, Fault, PixelNoise
 from kuavo_smolvla_ros.nodes.time_factor import TimeFactor
 
-KNOWN = {"task1": "Pick up the moving object", "task2": "Weigh the package"}
+KNOWN = {"task1": ("Pick up the moving object",), "task2": ("Weigh the package", "Put it on the scale")}
 CAMERAS = ("head_cam_h", "wrist_cam_l")
 
 
@@ -35,6 +35,18 @@ class TestInstruction:
         assert verdict.instruction is not None
         assert (verdict.instruction.task, verdict.instruction.sentence) == ("task2", "Weigh the package")
         assert verdict.remark == ""
+
+    def test_a_paraphrase_is_its_tasks_and_stays_as_it_was_trained(self) -> None:
+        verdict = resolve("put it on the scale.", KNOWN, "refuse")
+        assert verdict.instruction is not None
+        assert (verdict.instruction.task, verdict.instruction.sentence) == ("task2", "Put it on the scale")
+
+    def test_a_policy_says_its_tasks_and_an_older_ones_sentences_tell_them(self) -> None:
+        said = {"task5_cups": ["Stack the cups", "Put the cups on each other"]}
+        sentences = ["Stack the cups", "Put the cups on each other", "Weigh"]
+        assert known_tasks(said, sentences, {}) == {"task5_cups": tuple(said["task5_cups"])}
+        older = known_tasks({}, ["Weigh", "Dance"], {"task2": "Weigh", "task3": "Place"})
+        assert older == {"task2": ("Weigh",), "Dance": ("Dance",)}
 
     @pytest.mark.parametrize(
         ("policy", "taken", "remarked"), [("accept", 1, 0), ("warn", 1, 1), ("refuse", 0, 1)]
