@@ -1,25 +1,35 @@
-"""Thinking in a thread of its own: one observation in, one chunk out, never two at a time."""
+"""Thinking in a thread of its own: one observation in, one chunk out, never two at a time.
+
+Between two thoughts the thread may put pictures through the vision encoder that the next one will need
+(`prepare`). A thought uses what was prepared only for the very messages of its observation, and finds the
+thread at most one picture's encoding away.
+"""
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
-from collections import deque
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from kuavo_smolvla_ros.control.chunk import ActionChunk
+from kuavo_smolvla_ros.errors import UserError
 from kuavo_smolvla_ros.nodes.chunk_message import uniform_times_ns
 from kuavo_smolvla_ros.nodes.instruction import Instruction
 from kuavo_smolvla_ros.nodes.observer import Decoded, Observer
 from kuavo_smolvla_ros.robot.messages import NS_PER_S
-from kuavo_smolvla_ros.robot.timeline import Observation
+from kuavo_smolvla_ros.robot.timeline import Observation, Sample
 
 LATENCIES_KEPT = 100
+AHEAD_PER_THOUGHT = 2  # pictures of one camera: a wrong forecast costs little, a stream gone wild no more
 HOLD_S = 10.0  # how long the arms wait at a chunk's end for the next one, where the policy works in turns
+
+_numbers = itertools.count()  # of pictures encoded ahead; a policy outlives the thinkers that ask it
 
 
 class Runner(Protocol):
@@ -35,7 +45,21 @@ class Runner(Protocol):
         delay: int = 0,
         execution_horizon: int | None = None,
         seed: int | None = None,
+        stamps: Mapping[str, int] | None = None,
     ) -> np.ndarray: ...
+
+    def encode_camera(self, role: str, image: np.ndarray, stamp: int) -> bool: ...
+
+
+class Prepared(NamedTuple):
+    """A picture that was encoded, with the message it came in and the number by which the runner knows it.
+
+    Not its stamp: after a clock was set back another picture may bear the same one.
+    """
+
+    item: bytes
+    picture: np.ndarray
+    number: int
 
 
 @dataclass(frozen=True)
@@ -91,6 +115,14 @@ class Thinker:
         self._wake = threading.Condition()
         self._ending = False
         self._sequence = 0
+        self._frames: dict[str, Sample[bytes]] = {}
+        self._offered: dict[str, bytes] = {}
+        self._offers: Counter[str] = Counter()
+        self._prepared: dict[str, Prepared] = {}
+        self.encoded_ahead = 0
+        self.used_ahead = 0
+        self.ahead_fault: Exception | None = None
+        """Why nothing is encoded ahead any more."""
         self.latencies_s: deque[float] = deque(maxlen=LATENCIES_KEPT)
         self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
         self._thread.start()
@@ -105,6 +137,24 @@ class Thinker:
             if self._question is not None:
                 raise RuntimeError("still thinking about the previous observation")
             self._question = question
+            self._frames.clear()
+            self._offers.clear()
+            self._wake.notify()
+
+    def prepare(self, frames: Mapping[str, Sample[bytes]]) -> None:
+        """Encode these pictures, by camera, unless a question comes first; each is taken once."""
+        fresh = {
+            role: frame
+            for role, frame in frames.items()
+            if self._offered.get(role) is not frame.item and self._offers[role] < AHEAD_PER_THOUGHT
+        }
+        if not fresh or self.ahead_fault is not None:
+            return
+        for role, frame in fresh.items():
+            self._offered[role] = frame.item
+            self._offers[role] += 1
+        with self._wake:
+            self._frames.update(fresh)
             self._wake.notify()
 
     def close(self, timeout_s: float = 5.0) -> bool:
@@ -122,30 +172,59 @@ class Thinker:
     def _run(self) -> None:
         while True:
             with self._wake:
-                self._wake.wait_for(lambda: self._question is not None or self._ending)
+                self._wake.wait_for(lambda: self._question is not None or self._frames or self._ending)
                 if self._ending:
                     return
                 question = self._question
-            assert question is not None
+                role, frame = self._frames.popitem() if question is None else ("", None)
+            if question is None:
+                assert frame is not None
+                self._encode(role, frame)
+                continue
             thought = self._think(question)
             self._on_thought(thought)
             self._question = None
+
+    def _encode(self, role: str, frame: Sample[bytes]) -> None:
+        try:
+            picture = self._observer.decode_picture(role, frame.item)
+        except UserError:
+            return  # the thought that must use this picture says what is wrong with it
+        number = next(_numbers)
+        try:
+            if not self._runner.encode_camera(role, picture, number):
+                raise UserError("the policy takes the plain path, which encodes all cameras together")
+        except Exception as error:  # handed over: the node says so, and goes on without
+            self.ahead_fault = error
+            return
+        self.encoded_ahead += 1
+        self._prepared[role] = Prepared(frame.item, picture, number)
+
+    def _ready(self, question: Question) -> dict[str, Prepared]:
+        samples, cameras = question.observation.samples, self._observer.spec.cameras
+        return {
+            role: prepared
+            for role, prepared in self._prepared.items()
+            if prepared.item is samples[cameras[role].stream].item
+        }
 
     def _think(self, question: Question) -> Thought:
         started = time.monotonic()
         seen: Decoded | None = None
         decoded = started
         try:
-            seen = self._observer.decode(question.observation)
+            ready = self._ready(question)
+            seen = self._observer.decode(question.observation, {r: p.picture for r, p in ready.items()})
             decoded = time.monotonic()
-            chunk = self._chunk(question, seen)
+            chunk = self._chunk(question, seen, {role: p.number for role, p in ready.items()})
+            self.used_ahead += len(ready)
         except Exception as error:  # handed over: the node reports it and publishes nothing
             return Thought(question, None, seen, error, decoded - started, time.monotonic() - decoded)
         ended = time.monotonic()
         self.latencies_s.append(ended - started)
         return Thought(question, chunk, seen, None, decoded - started, ended - decoded)
 
-    def _chunk(self, question: Question, seen: Decoded) -> ActionChunk:
+    def _chunk(self, question: Question, seen: Decoded, encoded: Mapping[str, int]) -> ActionChunk:
         habits = self._habits
         prefix, delay = self._prefix(question, seen)
         # It must agree with what will be executed before it arrives, however short the policy's horizon.
@@ -158,6 +237,7 @@ class Thinker:
             delay=delay,
             execution_horizon=horizon,
             seed=habits.seed,
+            stamps=encoded,
         ).astype(np.float64)
         times_ns = uniform_times_ns(len(values), habits.fps)
         if not habits.realtime:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from rclpy.serialization import deserialize_message
 
 from kuavo_smolvla_ros.errors import UserError
+from kuavo_smolvla_ros.nodes.ahead import next_pictures
 from kuavo_smolvla_ros.nodes.diagnostics import seconds
 from kuavo_smolvla_ros.nodes.ears import Ears
 from kuavo_smolvla_ros.nodes.stream_watch import StreamFigures, StreamWatch
@@ -16,7 +18,7 @@ from kuavo_smolvla_ros.robot.description import RobotSpec
 from kuavo_smolvla_ros.robot.fields import MessageError
 from kuavo_smolvla_ros.robot.images import decode_image
 from kuavo_smolvla_ros.robot.serialized import peek_stamp_ns, serialized_digest, starts_with_header
-from kuavo_smolvla_ros.robot.timeline import NoObservation, Observation, Reason, Timeline
+from kuavo_smolvla_ros.robot.timeline import NoObservation, Observation, Reason, Sample, Timeline
 from kuavo_smolvla_ros.robot.vectors import decode_state
 
 
@@ -37,7 +39,13 @@ class Observer:
         self.spec = spec
         self._ears = ears
         self._timeline: Timeline[bytes] = Timeline.for_inputs(spec, max_frozen_s=frozen_after_s)
-        self._pictures = {camera.stream for camera in spec.cameras.values()} if frozen_after_s else set()
+        self._cameras = {camera.stream for camera in spec.cameras.values()}
+        self._pictures = self._cameras if frozen_after_s else set()
+        self._waited_for = {
+            name: buffer
+            for name, buffer in self._timeline.buffers.items()
+            if self._timeline.budgets[name].max_age_ns is not None
+        }
         for name, stream in spec.inputs.items():
             if stream.stamp == "header" and not starts_with_header(ears.types[name]()):
                 raise UserError(
@@ -69,6 +77,11 @@ class Observer:
             self.skew_ns = outcome.problems[0].measured_ns
         return outcome
 
+    def pictures_ahead(self, due_ns: int) -> dict[str, Sample[bytes]]:
+        """What is here of the pictures that the next observation from then on will show, by camera role."""
+        found = next_pictures(self._waited_for, self._cameras, due_ns)
+        return {role: found[c.stream] for role, c in self.spec.cameras.items() if c.stream in found}
+
     def forget(self) -> None:
         """Start anew, as after the clock was set."""
         self._timeline.clear()
@@ -77,26 +90,42 @@ class Observer:
         """How each stream does, for who wants to know why there is no observation."""
         return self._watch.look(self._timeline.buffers, now_ns)
 
-    def decode(self, observation: Observation[bytes]) -> Decoded:
-        """Bytes to vectors and pictures; a broken message is an error that names stream and fault."""
-        messages: dict[str, Any] = {}
-        for name, sample in observation.samples.items():
-            try:
-                messages[name] = deserialize_message(sample.item, self._ears.types[name])
-            except Exception as error:  # the middleware raises its own for bytes it cannot read
-                raise MessageError(f"stream '{name}': {error}") from None
-        images = {}
+    def decode(
+        self, observation: Observation[bytes], ready: Mapping[str, np.ndarray] | None = None
+    ) -> Decoded:
+        """Bytes to vectors and pictures; a broken message is an error that names stream and fault.
+
+        `ready` are pictures of this observation that were decoded before (`decode_picture`), by role.
+        """
+        messages = {
+            name: self._deserialized(name, sample.item)
+            for name, sample in observation.samples.items()
+            if name not in self._cameras
+        }
+        images = dict(ready or {})
         for role, camera in self.spec.cameras.items():
-            try:
-                images[role] = decode_image(messages[camera.stream])
-            except UserError as error:
-                raise MessageError(f"camera '{role}': {error}") from None
+            if role not in images:
+                images[role] = self.decode_picture(role, observation.samples[camera.stream].item)
         return Decoded(
             t_ns=observation.t_ns,
             state=decode_state(self.spec, messages),
             images=images,
             newest_image_ns=max(observation.samples[c.stream].stamp_ns for c in self.spec.cameras.values()),
         )
+
+    def decode_picture(self, role: str, data: bytes) -> np.ndarray:
+        """The picture in one camera's message."""
+        message = self._deserialized(self.spec.cameras[role].stream, data)
+        try:
+            return decode_image(message)
+        except UserError as error:
+            raise MessageError(f"camera '{role}': {error}") from None
+
+    def _deserialized(self, stream: str, data: bytes) -> Any:
+        try:
+            return deserialize_message(data, self._ears.types[stream])
+        except Exception as error:  # the middleware raises its own for bytes it cannot read
+            raise MessageError(f"stream '{stream}': {error}") from None
 
 
 def stream_values(observer: Observer, now_ns: int) -> dict[str, Any]:

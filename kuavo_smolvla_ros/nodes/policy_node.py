@@ -29,6 +29,7 @@ from trajectory_msgs.msg import JointTrajectory
 
 from kuavo_smolvla_ros.control.chunk import ActionChunk
 from kuavo_smolvla_ros.errors import UserError
+from kuavo_smolvla_ros.nodes.ahead import camera_period_s, time_to_encode_s
 from kuavo_smolvla_ros.nodes.chunk_message import to_message
 from kuavo_smolvla_ros.nodes.diagnostics import Level, quantiles, seconds, status
 from kuavo_smolvla_ros.nodes.ears import Ears
@@ -57,6 +58,7 @@ PARAMETERS = {
     "device": Param("", "cpu, cuda or as the checkpoint says (empty)"),
     "mode": Param("realtime", "realtime: think while moving; synchronous: in turns", choices=MODES),
     "n_action_steps": Param(0, "steps between two thoughts; 0: as trained", 0, 1000),
+    "vision_ahead": Param(True, "realtime: encode pictures of the next observation as they come in"),
     "instruction": Param("", "what to do: a sentence or the name of a task; may change while running"),
     "unknown_instruction": Param("warn", "for an instruction not trained on", choices=UNKNOWN_CHOICES),
     "camera_frozen_after_s": Param(1.0, "a picture the same for so long counts as dead; 0: never", 0.0, 60.0),
@@ -76,6 +78,8 @@ class PolicyNode(LifecycleNode):
         self.loaded: LoadedPolicy | None = None
         self.observer: Observer | None = None
         self.thinker: Thinker | None = None
+        self.encode_s: float | None = None
+        """Wall-clock time for one picture; None: nothing is encoded ahead."""
         self.instruction: Instruction | None = None
         self.active = False
         self.epoch = 0
@@ -130,6 +134,7 @@ class PolicyNode(LifecycleNode):
         assert self.loaded is not None
         assert self.observer is not None
         self.thinker = Thinker(self.loaded.runner, self.observer, self._habits(self.loaded), self._on_thought)
+        self.encode_s = self._time_to_encode(self.loaded)
         self._begin_anew()
         self.active = True
         self.get_logger().info("active: publishing action chunks on ~/action_chunk")
@@ -164,6 +169,24 @@ class PolicyNode(LifecycleNode):
         if self.loaded is not None:
             self.loaded.free()
         self.loaded = None
+
+    def _time_to_encode(self, loaded: LoadedPolicy) -> float | None:
+        """For one picture, where pictures are to be encoded ahead and that pays."""
+        if not self._value("vision_ahead") or self._value("mode") != "realtime":
+            return None
+        encode_s = time_to_encode_s(loaded.runner, self.spec)
+        log, period_s = self.get_logger(), camera_period_s(self.spec)
+        if encode_s is None:
+            log.info("pictures are not encoded ahead: the policy takes the plain path")
+        elif encode_s > period_s:
+            log.info(
+                f"pictures are not encoded ahead: one takes {encode_s * 1e3:.0f} ms, and a camera sends the "
+                f"next after {period_s * 1e3:.0f} ms"
+            )
+        else:
+            log.info(f"pictures are encoded as they come in: one takes {encode_s * 1e3:.1f} ms")
+            return encode_s
+        return None
 
     def _habits(self, loaded: LoadedPolicy) -> Habits:
         seed = self._value("seed")
@@ -267,12 +290,25 @@ class PolicyNode(LifecycleNode):
             self.why_silent = str(observation)
             return False
         if observation.t_ns < self.due_ns:
+            self._look_ahead()
             return now_ns >= self.due_ns
         self.why_silent = ""
         # Until the answer is there, no other observation is due; a failed thought brings this forward again.
         self.due_ns = observation.t_ns + 1
         self.thinker.ask(Question(observation, self.instruction, self.epoch, self.previous))
         return False
+
+    def _look_ahead(self) -> None:
+        """While the next observation is to come: encode what is here of its pictures."""
+        assert self.observer is not None
+        assert self.thinker is not None
+        if self.encode_s is None:
+            return
+        if self.thinker.ahead_fault is not None:
+            self.get_logger().warning(f"pictures are no longer encoded ahead: {self.thinker.ahead_fault}")
+            self.encode_s = None
+        elif self.encode_s * self._time_factor.value() <= camera_period_s(self.spec):
+            self.thinker.prepare(self.observer.pictures_ahead(self.due_ns))
 
     def _on_thought(self, thought: Thought) -> None:
         """In the thinker's thread: publish at once, the rest is done in the node's own."""
@@ -342,6 +378,8 @@ class PolicyNode(LifecycleNode):
             "failures": self._failed,
             "chunk_age_s": seconds(None if seen_ns is None else self._now_ns() - seen_ns),
         }
+        if self.thinker is not None:
+            values |= {"encoded_ahead": self.thinker.encoded_ahead, "used_ahead": self.thinker.used_ahead}
         values |= quantiles("latency", latencies)
         values |= quantiles("picture_to_chunk", sorted(self._delays_s))
         if self.observer is not None:

@@ -101,9 +101,9 @@ class PolicyRunner:
     def encode_camera(self, role: str, image: np.ndarray, stamp: int) -> bool:
         """Encode one camera's picture (RGB uint8, height x width x 3) as soon as it has arrived.
 
-        The next chunk that is asked for with this stamp for this camera finds it done. Of each camera the
-        newest picture is kept. Waits while a chunk is being computed. False: the plain path encodes nothing
-        ahead.
+        The next chunk that is asked for with this stamp for this camera finds it done; any number will do
+        that no other picture of the camera bears. Of each camera the newest picture is kept. Waits while a
+        chunk is being computed. False: the plain path encodes nothing ahead.
         """
         if self._cameras is None:
             return False

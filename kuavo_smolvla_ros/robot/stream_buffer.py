@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Generic, TypeVar
@@ -80,6 +81,11 @@ class StreamBuffer(Generic[T]):
     @property
     def newest_ns(self) -> int | None:
         return self._stamps[-1] if self._stamps else None
+
+    @property
+    def stamps(self) -> Sequence[int]:
+        """Stamps of what is held, oldest first; read it and let it go, it changes with the next sample."""
+        return self._stamps
 
     def push(self, stamp_ns: int, item: T, digest: int | None = None, now_ns: int | None = None) -> Arrival:
         """Take in a sample; `now_ns` is the clock to hold its stamp against (live, always)."""

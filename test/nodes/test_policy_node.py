@@ -188,6 +188,24 @@ def test_clock_jump_is_survived(policy: Any, chunks: Any, fault: str, sign: int)
     )
 
 
+def test_pictures_are_encoded_while_the_arms_still_move(policy: Any, chunks: Any) -> None:
+    """The simulator's cameras run freely, so an observation's pictures are there before it can be made."""
+    policy.stage.wait_for(lambda: int(policy.status.now["used_ahead"]) >= 6, "pictures encoded ahead")
+    now = policy.status.now
+    assert int(now["encoded_ahead"]) <= 6 * (int(now["chunks"]) + 2), "two of each camera for a thought"
+    assert not policy.set(vision_ahead=False).successful, "not while active"
+    assert policy.change(Transition.TRANSITION_DEACTIVATE)
+    assert policy.set(vision_ahead=False).successful
+    assert policy.change(Transition.TRANSITION_ACTIVATE)
+    try:
+        chunks.wait_for_more(3)
+        policy.stage.wait_for(lambda: policy.status.now.get("encoded_ahead") == "0", "a fresh status")
+    finally:
+        policy.change(Transition.TRANSITION_DEACTIVATE)
+        policy.set(vision_ahead=True)
+        policy.change(Transition.TRANSITION_ACTIVATE)
+
+
 def test_working_in_turns_gives_short_chunks_that_begin_now(policy: Any, chunks: Any) -> None:
     refused = policy.set(mode="synchronous")
     assert not refused.successful
