@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from kuavo_smolvla_ros.errors import UserError
+from kuavo_smolvla_ros.paths import config_dir
 
 MERGE_KEY = "extends"
 
@@ -48,7 +49,7 @@ _MarkedLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _c
 
 
 def read_yaml(path: Path, _chain: tuple[Path, ...] = ()) -> MarkedMap:
-    """Read a mapping; `extends: other.yaml` (beside this file) lays this file over the other."""
+    """Read a mapping; `extends: other.yaml` (beside it, or else shipped) lays this file over the other."""
     path = path.resolve()
     if path in _chain:
         loop = " -> ".join(p.name for p in (*_chain, path))
@@ -67,7 +68,10 @@ def read_yaml(path: Path, _chain: tuple[Path, ...] = ()) -> MarkedMap:
     base = loaded.pop(MERGE_KEY)
     if not isinstance(base, str):
         raise SpecError(f"{loaded.marks[MERGE_KEY]}: '{MERGE_KEY}' takes one file name")
-    return _overlay(read_yaml(path.parent / base, (*_chain, path)), loaded)
+    below, shipped = path.parent / base, config_dir() / "robot" / base
+    if not below.is_file() and shipped.is_file():
+        below = shipped
+    return _overlay(read_yaml(below, (*_chain, path)), loaded)
 
 
 def _overlay(below: MarkedMap, above: MarkedMap) -> MarkedMap:

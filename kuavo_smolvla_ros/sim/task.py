@@ -1,10 +1,11 @@
 """What a task is: a scene, a start, and points earned.
 
-To add a task, write one module in `sim/tasks/` with a class derived from `Task`, and name it in
-`sim/tasks/__init__.py`:
+To add a task, write one module with a class derived from `Task`. It may lie anywhere (`sim/own_tasks.py`;
+docs/tutorial.md walks through it); the package's own stand in `sim/tasks/` and are named in its
+`__init__.py`:
 
 1. Set the class attributes (number, name, instruction, limits of time, head pitch, `mobile`). The pose an
-   episode starts in is the robot description's `task<number>_ready`.
+   episode starts in is the robot description's `ready_pose`, by default `task<number>_ready`.
 2. `build(spec)` adds tables, fixtures and loose bodies with the helpers of `sim/scene.py`. The robot, the
    floor and the lights are there already. The world frame is the robot's: origin below its base, +x ahead.
 3. `place(sim, rng)` puts the loose bodies and fixtures where this episode starts. All chance comes from
@@ -28,6 +29,7 @@ import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
+from kuavo_smolvla_ros.errors import UsageError
 from kuavo_smolvla_ros.robot.spec import load_spec
 
 if TYPE_CHECKING:
@@ -78,6 +80,8 @@ class Task(ABC):
     head_pitch_rad: ClassVar[float] = 0.2094
     mobile: ClassVar[bool] = False
     """Whether the base moves; then an action has four entries more."""
+    ready_pose: ClassVar[str] = ""
+    """One of the robot description's poses; empty: `task<number>_ready`."""
 
     def __init__(self, level: Level = Level.EASY) -> None:
         self.level = Level(level)
@@ -86,7 +90,13 @@ class Task(ABC):
         """The 16-wide state an episode starts in: the robot description's ready pose of this task,
         grippers open."""
         spec = load_spec("kuavo_mobile" if self.mobile else "kuavo_sim")
-        pose = spec.poses[f"task{self.number}_ready"]
+        name = self.ready_pose or f"task{self.number}_ready"
+        if name not in spec.poses:
+            raise UsageError(
+                f"{spec.name} has no pose {name}; set ready_pose of {type(self).__name__} to one of "
+                f"{', '.join(spec.poses)}"
+            )
+        pose = spec.poses[name]
         return np.array([pose.get(name, 0.0) for name in spec.state_names])
 
     @abstractmethod

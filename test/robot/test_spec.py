@@ -259,3 +259,11 @@ def test_description_is_immutable() -> None:
 def test_every_shipped_file_is_plain_safe_yaml() -> None:
     for path in (config_dir() / "robot").glob("*.yaml"):
         assert isinstance(yaml.safe_load(path.read_text()), dict)
+
+
+def test_a_description_of_ones_own_extends_a_shipped_one_by_name(tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text("extends: kuavo_sim.yaml\nname: own\n")
+    assert load_spec(own).fingerprint == load_spec("kuavo_sim").fingerprint
+    (tmp_path / "kuavo_sim.yaml").write_text("extends: kuavo_mobile.yaml\n")  # the one beside it comes first
+    assert load_spec(own).fingerprint == load_spec("kuavo_mobile").fingerprint
