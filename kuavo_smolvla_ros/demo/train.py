@@ -28,8 +28,6 @@ class TrainStep:
     batch: int = 16
     chunk: int = 16
     lr: float = 2e-3  # of a network that begins with nothing; the curriculum's own is for a pretrained one
-    # rad. A joint that stood still in the first task moves by hundreds of smaller deviations in a later one.
-    std_floor: float = 0.2
 
     name = "train"
     title = "train the stages in a row with the tiny network, with replay and a forgetting report"
@@ -64,7 +62,6 @@ class TrainStep:
             "policy.backbone=tiny",
             f"policy.chunk_size={self.chunk}",
             "policy.num_steps=5",
-            f"policy.std_floor={self.std_floor}",
             f"optimizer.lr={self.lr}",
             f"optimizer.vision_lr={self.lr / 10}",
             "schedule.warmup_steps=10",
