@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from kuavo_smolvla_ros.control.gates import Gates
 from kuavo_smolvla_ros.control.reasons import RefusalReason
 from kuavo_smolvla_ros.robot.limits import Limits
 
@@ -67,6 +68,8 @@ class Terms:
     max_age_s: float
     max_ahead_s: float
     max_span_s: float = 60.0
+    gates: Gates | None = None
+    """Of values that they keep from being executed, only finite ones are asked for."""
 
 
 def chunk_from_points(
@@ -135,6 +138,8 @@ def _malformed(chunk: ActionChunk, terms: Terms) -> _Found | None:
         row, column = np.argwhere(~finite)[0]
         return RefusalReason.NON_FINITE, f"{names[column]} is {values[row, column]} at point {row}"
     excess = np.maximum(terms.limits.lower - values, values - terms.limits.upper)
+    if terms.gates is not None:
+        excess = np.where(terms.gates.open(values), excess, 0.0)
     if excess.max() > terms.max_excess:
         row, column = np.unravel_index(int(np.argmax(excess)), excess.shape)
         detail = f"{names[column]} = {values[row, column]:.3g} at point {row}, wrong unit?"

@@ -17,6 +17,7 @@ import numpy as np
 
 from kuavo_smolvla_ros.control.chunk import NS_PER_S, ActionChunk, FloatArray, Refusal
 from kuavo_smolvla_ros.control.clock import ClockWatch, Tick
+from kuavo_smolvla_ros.control.gates import BoolArray
 from kuavo_smolvla_ros.control.guard import Guard
 from kuavo_smolvla_ros.control.health import Fault, Health
 from kuavo_smolvla_ros.control.intake import Intake
@@ -70,7 +71,9 @@ class Executor:
         self.rest_since_ns: int | None = None
         self.policy_heard_ns: int | None = None
         self._just_started = False
-        self._chunk_limits = s.chunk_limits
+        self._chunk_limits, self._chunk_gates = s.chunk_limits, s.chunk_gates
+        self._gates = s.gates
+        self.unplaced: BoolArray = np.zeros(len(s.names), dtype=np.bool_)
         self._chunk_at = s.index(s.chunk_names)
         self._measured_at = s.index(s.measured_names)
         self._pose_at = s.index(s.pose_names)
@@ -220,6 +223,9 @@ class Executor:
             pose[self._chunk_at] = plan.at(ros_ns)[0]
             pose = np.clip(pose, limits.lower, limits.upper)
         pose[self._measured_at] = joints.positions
+        self.unplaced = self._gates.gated.copy()
+        self.unplaced[self._measured_at] = False
+        self.unplaced &= ~self._gates.open(pose)
         self.guard.start(pose)
         self.hold = pose
         self._just_started = True
@@ -280,11 +286,14 @@ class Executor:
                 self._stop(StopReason.TASK_SWITCH, f"from '{self.plan.task}' to '{chunk.task}'")
             return
         self.pending = None
-        self.plan = self.plan.splice(chunk, now.ros_ns, self._chunk_limits, self.settings.blend)
+        self.plan = self._spliced(self.plan, chunk, now)
+
+    def _spliced(self, plan: Plan, chunk: ActionChunk, now: _Period) -> Plan:
+        return plan.splice(chunk, now.ros_ns, self._chunk_limits, self.settings.blend, self._chunk_gates)
 
     def _adopt(self, chunk: ActionChunk, now: _Period) -> None:
         """Begin a chunk from a hold: there is no older plan to blend with."""
-        plan = plan_from_chunk(chunk, self._chunk_limits)
+        plan = plan_from_chunk(chunk, self._chunk_limits, self._chunk_gates)
         if not self.guard.started and now.joints is not None:
             self._start(now.joints, plan, now.ros_ns)
         self.plan, self.pending = plan, None
@@ -313,7 +322,7 @@ class Executor:
         if self.plan is None:
             self._adopt(chunk, now)
         else:
-            self.plan = self.plan.splice(chunk, now.ros_ns, self._chunk_limits, self.settings.blend)
+            self.plan = self._spliced(self.plan, chunk, now)
         return ()
 
     def _targets(self, now: _Period) -> tuple[FloatArray, FloatArray]:
@@ -328,6 +337,22 @@ class Executor:
         elif self.plan is not None:
             target[self._chunk_at] = self.plan.at(now.ros_ns)[0]
         return target, velocity
+
+    def _executed(self, target: FloatArray, velocity: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """What the guard is asked for: a joint that is not commanded stays at its last command.
+
+        Were it to follow unheard, its first command after that would be a leap. A joint that nobody measures
+        begins where it is first sent, as at the start.
+        """
+        is_open = self._gates.open(target)
+        if is_open.all():
+            return target, velocity
+        begins = self._gates.open(self.guard.position) < is_open
+        fresh = self.unplaced & is_open
+        target = np.where(is_open, target, self.guard.position)
+        self.guard.place(fresh | ~is_open, target)
+        self.unplaced = self.unplaced & ~fresh
+        return target, np.where(is_open & ~begins, velocity, 0.0)
 
     def _move(self, now: _Period) -> tuple[str, ...]:
         dt_s = now.tick.dt_s
@@ -345,7 +370,8 @@ class Executor:
         target, velocity = self._targets(now)
         following = self.state is State.FOLLOWING
         speed = 1.0 if following else self.settings.ramp_speed
-        self.guard.step(target, dt_s, velocity=velocity, speed=speed)
+        wanted, pace = (target, velocity) if self.plan is None else self._executed(target, velocity)
+        self.guard.step(wanted, dt_s, velocity=pace, speed=speed)
         if self.state is State.RAMPING and self._distance_to(target) <= self.settings.ramp_above:
             self.state = State.IDLE if self.plan is None else State.FOLLOWING
         if not following or not self.guard.limited.any():

@@ -77,6 +77,16 @@ class Guard:
             self.interventions = np.zeros(start.shape, dtype=np.int64)
         self.limited = np.zeros(start.shape, dtype=np.bool_)
 
+    def place(self, joints: NDArray[np.bool_], position: FloatArray) -> None:
+        """Have these joints, which are not commanded, at this position within their limits, at rest."""
+        if not np.isfinite(position[joints]).all():
+            raise ValueError(f"cannot begin at {position[joints]}")
+        lower = np.minimum(self.limits.lower, self.position)
+        upper = np.maximum(self.limits.upper, self.position)
+        inside = np.minimum(np.maximum(position, lower), upper)
+        self._position = np.where(joints, inside, self.position)
+        self._velocity = np.where(joints, 0.0, self._velocity)
+
     def release(self) -> None:
         """Forget the pose: nothing is commanded any more, and the next motion needs a new start."""
         self._position = None

@@ -22,6 +22,7 @@ class Intake:
             max_distance=settings.refuse_above,
             max_age_s=settings.chunk_max_age_s,
             max_ahead_s=settings.max_ahead_s,
+            gates=settings.chunk_gates,
         )
         self.newest: tuple[int, int] | None = None
         self.not_before_ns: int | None = None

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kuavo_smolvla_ros.control.chunk import NS_PER_S, ActionChunk, FloatArray
+from kuavo_smolvla_ros.control.gates import BoolArray, Gates
 from kuavo_smolvla_ros.robot.limits import Limits
 
 HISTORY_NS = NS_PER_S  # what is kept behind `now`, for those who look back
@@ -83,16 +84,27 @@ class Plan:
         times = from_ns + period_ns * np.arange(count, dtype=np.int64)
         return Prefix(times, self.sample(times)[0], int(np.count_nonzero(times <= self.valid_until_ns)))
 
-    def splice(self, chunk: ActionChunk, now_ns: int, limits: Limits, settings: BlendSettings) -> Plan:
-        """This plan up to `now_ns`, then a blend, then the chunk at its own times."""
-        new = plan_from_chunk(chunk, limits)
-        end_ns = min(now_ns + self._blend_ns(new, now_ns, limits, settings), new.valid_until_ns)
+    def splice(
+        self,
+        chunk: ActionChunk,
+        now_ns: int,
+        limits: Limits,
+        settings: BlendSettings,
+        gates: Gates | None = None,
+    ) -> Plan:
+        """This plan up to `now_ns`, then a blend, then the chunk at its own times.
+
+        What is not executed now has no value to blend from, and begins at once with the chunk's.
+        """
+        new = plan_from_chunk(chunk, limits, gates)
+        cut = self.switches if gates is None else self.switches | ~gates.open(self.at(now_ns)[0])
+        end_ns = min(now_ns + self._blend_ns(new, cut, now_ns, limits, settings), new.valid_until_ns)
         inside = new.times_ns[(new.times_ns > now_ns) & (new.times_ns < end_ns)]
         samples = max(2, -(-(end_ns - now_ns) // BLEND_SAMPLE_NS) + 1)
         # Offsets first: an absolute time in ns has more digits than a float.
         offsets = np.linspace(0, end_ns - now_ns, samples).astype(np.int64)
         window = np.union1d(now_ns + offsets, inside)
-        positions, velocities = self._mixed(new, window)
+        positions, velocities = self._mixed(new, cut, window)
         before = (self.times_ns < now_ns) & (self.times_ns >= self._oldest_kept(now_ns))
         after = new.times_ns > end_ns
         return Plan(
@@ -104,22 +116,24 @@ class Plan:
             sequence=chunk.sequence,
         )
 
-    def _blend_ns(self, new: Plan, now_ns: int, limits: Limits, settings: BlendSettings) -> int:
+    def _blend_ns(
+        self, new: Plan, cut: BoolArray, now_ns: int, limits: Limits, settings: BlendSettings
+    ) -> int:
         """A smooth step of height d over T peaks at velocity 1.5 d/T and acceleration 6 d/T^2."""
-        gap = np.where(self.switches, 0.0, np.abs(new.at(now_ns)[0] - self.at(now_ns)[0]))
+        gap = np.where(cut, 0.0, np.abs(new.at(now_ns)[0] - self.at(now_ns)[0]))
         by_velocity = 1.5 * gap / (settings.share * limits.velocity)
         by_acceleration = np.sqrt(6.0 * gap / (settings.share * limits.acceleration))
         needed_s = max(float(by_velocity.max()), float(by_acceleration.max()))
         return round(min(max(needed_s, settings.shortest_s), settings.longest_s) * NS_PER_S)
 
-    def _mixed(self, new: Plan, window: NDArray[np.int64]) -> tuple[FloatArray, FloatArray]:
-        """This plan at the window's start, the new one at its end, smooth in between."""
+    def _mixed(self, new: Plan, cut: BoolArray, window: NDArray[np.int64]) -> tuple[FloatArray, FloatArray]:
+        """This plan at the window's start, the new one at its end, smooth in between but for what is cut."""
         (p, v), (q, w) = self.sample(window), new.sample(window)
         span_s = int(window[-1] - window[0]) / NS_PER_S
         x = ((window - window[0]) / NS_PER_S / span_s)[:, None]
         share, rate = x * x * (3.0 - 2.0 * x), 6.0 * x * (1.0 - x) / span_s
-        position = np.where(self.switches, q, p + share * (q - p))
-        velocity = np.where(self.switches, 0.0, v + share * (w - v) + rate * (q - p))
+        position = np.where(cut, q, p + share * (q - p))
+        velocity = np.where(cut, w, v + share * (w - v) + rate * (q - p))
         return position, velocity
 
     def _oldest_kept(self, now_ns: int) -> int:
@@ -128,13 +142,14 @@ class Plan:
         return int(older[-1]) if older.size else int(self.times_ns[0])
 
 
-def plan_from_chunk(chunk: ActionChunk, limits: Limits) -> Plan:
+def plan_from_chunk(chunk: ActionChunk, limits: Limits, gates: Gates | None = None) -> Plan:
     """A chunk that was not refused, as a plan. A joint without a velocity limit is a switch."""
     times = chunk.stamp_ns + chunk.times_ns
+    values = chunk.values if gates is None else gates.executed(chunk.values, limits)
     switches = np.isinf(limits.velocity)
-    slopes = monotone_slopes(chunk.times_ns / NS_PER_S, chunk.values)
+    slopes = monotone_slopes(chunk.times_ns / NS_PER_S, values)
     slopes[:, switches] = 0.0
-    return Plan(times, chunk.values, slopes, switches, chunk.task, chunk.sequence)
+    return Plan(times, values, slopes, switches, chunk.task, chunk.sequence)
 
 
 def monotone_slopes(times_s: FloatArray, values: FloatArray) -> FloatArray:

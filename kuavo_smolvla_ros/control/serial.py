@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from kuavo_smolvla_ros.control.chunk import ActionChunk, FloatArray, Refusal
 from kuavo_smolvla_ros.control.executor import Executor
+from kuavo_smolvla_ros.control.gates import BoolArray, GatedJoint
 from kuavo_smolvla_ros.control.plan import BlendSettings, Plan
 from kuavo_smolvla_ros.control.reasons import RefusalReason, Request, State, StopReason, Transition
 from kuavo_smolvla_ros.control.records import Decision, Inputs, JointSample
@@ -83,6 +84,10 @@ def settings_from_plain(plain: Mapping[str, Any]) -> Settings:
     rest: dict[str, Any] = {name: _number(value) for name, value in plain.items()}
     rest |= {name: tuple(plain[name]) for name in ("chunk_names", "measured_names", "pose_names", "groups")}
     rest["limits"] = Limits(names=tuple(limits["names"]), **arrays)
+    rest["gated"] = tuple(
+        GatedJoint(gate["name"], gate["by"], float(gate["above"]), float(gate["at_most"]))
+        for gate in plain["gated"]
+    )
     rest["transition"] = Transition(plain["transition"])
     rest["blend"] = BlendSettings(**plain["blend"])
     return Settings(**rest)
@@ -103,6 +108,7 @@ class Memory:
     plan: Plan | None
     pending: ActionChunk | None
     hold: FloatArray | None
+    unplaced: BoolArray
     e_stopped: bool
     ending: bool
     relaxed: bool
@@ -118,7 +124,7 @@ class Memory:
 
 
 _OWN = (
-    *("settings", "state", "reason", "detail", "plan", "pending", "hold"),
+    *("settings", "state", "reason", "detail", "plan", "pending", "hold", "unplaced"),
     *("e_stopped", "ending", "relaxed", "rest_since_ns", "policy_heard_ns"),
 )
 
@@ -162,6 +168,7 @@ def restore(plain: Mapping[str, Any]) -> Executor:
         e.guard.start(_floats(plain["position"]), _floats(plain["velocity"]))
     if plain["hold"] is not None:
         e.hold = _floats(plain["hold"])
+    e.unplaced = np.array(plain["unplaced"], dtype=np.bool_)
     e.guard.interventions = np.array(plain["interventions"], dtype=np.int64)
     return e
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kuavo_smolvla_ros.control.gates import GatedJoint, Gates
 from kuavo_smolvla_ros.control.plan import BlendSettings
 from kuavo_smolvla_ros.control.reasons import Transition
 from kuavo_smolvla_ros.robot.description import RobotSpec
@@ -28,6 +29,8 @@ class Settings:
     groups: tuple[str, ...]
     """A label per commanded joint; what shares one brakes in proportion, and so stays on its line."""
     fingerprint: str
+    gated: tuple[GatedJoint, ...] = ()
+    """Joints that another one of the chunk allows to be commanded: a base that walks or arms that move."""
     period_s: float = 0.01
     transition: Transition = Transition.BLEND
     keep_direction: bool = False
@@ -71,6 +74,9 @@ class Settings:
             raise ValueError(f"pose_names: nobody measures {', '.join(sorted(unmeasured))}")
         if not set(names) <= set(self.measured_names) | set(self.chunk_names):
             raise ValueError("a joint that is neither measured nor in the chunk has no pose to keep")
+        foreign = {gate.by for gate in self.gated} - set(self.chunk_names)
+        if foreign:
+            raise ValueError(f"gated: no chunk holds {', '.join(sorted(foreign))}")
         for entry in fields(self):
             value = getattr(self, entry.name)
             if isinstance(value, float) and not value > 0.0:
@@ -89,6 +95,16 @@ class Settings:
     def places(among: tuple[str, ...], names: tuple[str, ...]) -> NDArray[np.intp]:
         """Places of `names` in `among`."""
         return np.array([among.index(name) for name in names], dtype=np.intp)
+
+    @property
+    def gates(self) -> Gates:
+        """What decides whether a joint is commanded, in the order of every command."""
+        return Gates(self.names, self.gated)
+
+    @property
+    def chunk_gates(self) -> Gates:
+        """The same in the chunk's order."""
+        return Gates(self.chunk_names, self.gated)
 
     @property
     def chunk_limits(self) -> Limits:
@@ -115,6 +131,22 @@ def settings_for(spec: RobotSpec, **bounds: Any) -> Settings:
         pose_names=tuple(arms),
         groups=tuple("arms" if name in arms else g for name, g in zip(names, groups, strict=True)),
         fingerprint=spec.fingerprint,
+        gated=_gated(spec),
         period_s=1.0 / spec.command_rate_hz,
     )
     return replace(settings, **bounds)
+
+
+def _gated(spec: RobotSpec) -> tuple[GatedJoint, ...]:
+    """The joints of every stream that is only sent while another joint allows it."""
+    return tuple(
+        GatedJoint(
+            joint,
+            gate.joint,
+            -np.inf if gate.above is None else gate.above,
+            np.inf if gate.at_most is None else gate.at_most,
+        )
+        for block in (*spec.action, *spec.hold_action)
+        if (gate := spec.streams[block.stream].gate) is not None
+        for joint in block.joints
+    )

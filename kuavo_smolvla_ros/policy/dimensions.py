@@ -23,9 +23,9 @@ ACTION_STEP_PADDING = "action_is_pad"
 # Names with "_is_pad" pass through lerobot's processors; other unknown names are dropped on the way.
 DIMENSION_PADDING = {STATE: "observation.state_dim_is_pad", ACTION: "action_dim_is_pad"}
 
-# Joint radians and gripper openings. Statistics stay those of the task that was first: a joint that stood still
-# there is moved by a later one, and would weigh hundreds of times what the others do, as sensor noise would on
-# the robot. Joints that move have deviations of 0.1 to 0.7 rad, so no joint becomes coarser than those.
+# Joint radians and gripper openings. Statistics stay those of the task that was first: a joint that stood
+# still there is moved by a later one, and would weigh hundreds of times what the others do, as sensor noise
+# would on the robot. Joints that move deviate by 0.1 to 0.7 rad, so no joint becomes coarser than those.
 DEFAULT_STD_FLOOR = 0.2
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from kuavo_smolvla_ros.control.chunk import ActionChunk, Refusal
 from kuavo_smolvla_ros.control.executor import Executor
+from kuavo_smolvla_ros.control.gates import Gates
 from kuavo_smolvla_ros.control.reasons import Request
 from kuavo_smolvla_ros.control.records import Decision, Inputs, JointSample
 from kuavo_smolvla_ros.control.settings import Settings, settings_for
@@ -31,7 +32,8 @@ class Judge:
     """Checks a stream of commands against limits by finite differences, trusting nothing of the guard.
 
     It knows three rules of the documentation: silence ends a run and the next starts at rest; a step longer
-    than 50 ms counts as one of 50 ms from rest; across a clock jump one control period has passed.
+    than 50 ms counts as one of 50 ms from rest; across a clock jump one control period has passed. What a
+    gate keeps from being commanded is no command: the next is compared with the last that was, from rest.
     """
 
     limits: Limits
@@ -39,6 +41,8 @@ class Judge:
     mono_ns: int = 0
     command: FloatArray | None = None
     velocity: FloatArray | None = None
+    gates: Gates | None = None
+    known: NDArray[np.bool_] | None = None  # of joints that nobody measures: whether one was commanded
     worst_velocity: float = 0.0
     worst_acceleration: float = 0.0
 
@@ -49,9 +53,17 @@ class Judge:
             return
         lower, upper = self.limits.lower, self.limits.upper
         assert np.isfinite(command).all()
+        executed = np.ones(len(command), dtype=np.bool_) if self.gates is None else self.gates.open(command)
+        if self.command is not None and self.velocity is not None:
+            assert self.known is not None
+            command = np.where(executed | ~self.known, command, self.command)
+            self.command = np.where(self.known, self.command, command)
+            self.velocity = np.where(executed & self.known, self.velocity, 0.0)
+            self.known = self.known | executed
         if self.command is None or self.time_ns is None or self.velocity is None:
             self.time_ns, self.mono_ns = ros_ns, mono_ns
             self.command, self.velocity = command, np.zeros(len(command))
+            self.known = executed | np.array([name.startswith("zarm") for name in self.limits.names])
             return
         h = (ros_ns - self.time_ns) / S
         if h < 0 or h > 4.0 * (mono_ns - self.mono_ns) / S + 0.1:
@@ -92,7 +104,7 @@ class World:
 
     def __post_init__(self) -> None:
         self.executor = Executor(self.settings)
-        self.judge = Judge(self.settings.limits)
+        self.judge = Judge(self.settings.limits, gates=self.settings.gates)
         self.measured_at = self.settings.index(self.settings.measured_names)
         self.sample = self._sample()
         self.heard_ns = self.mono_ns
