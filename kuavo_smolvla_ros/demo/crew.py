@@ -47,7 +47,7 @@ class Crew:
                 stderr=subprocess.STDOUT,
                 env=environment,
                 start_new_session=True,
-                preexec_fn=_end_with_parent,
+                preexec_fn=end_with_parent,
             )
 
     def check(self) -> None:
@@ -85,7 +85,7 @@ class Crew:
             self.stop(name)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """A demo that is killed leaves no simulator behind (Linux only; elsewhere it would)."""
     prctl = getattr(ctypes.CDLL(None), "prctl", None)
     if prctl is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,9 +25,11 @@ from kuavo_smolvla_ros.errors import UserError
 DRIVES = "drives"
 VIDEOS = "videos"
 FLIGHTS = "flights"
-LOADED_S = 120.0  # importing torch, loading and warming the policy
-MOVES_S = 60.0  # from a sentence to the first command, on a machine that is busy with other things
+LOADED_S = 300.0  # importing torch, loading and warming the policy
+MOVES_S = 120.0  # from a sentence to the first command, on a machine that is busy with other things
+IDLING = 0.05  # real-time factor of the simulator while the policy is loaded: both want the same cores
 MOVING = ("following", "ramping")
+GOES_ON = ("", "starved", "task_switch")  # the next chunk ends these by itself
 SEED = 7  # not among the recorded ones
 # A policy of minutes asks for poses far from where the arms are; they ramp there.
 REFUSE_ABOVE_RAD = 3.0
@@ -37,7 +40,8 @@ class DriveStep:
     """Some simulated seconds of each task."""
 
     seconds: float = 5.0
-    real_time_factor: float = 1.0
+    # Two cores draw three cameras, simulate, think and record: at half the speed all of them keep up.
+    real_time_factor: float = 0.5
 
     name = "drive"
     title = "drive the simulated arms by sentences: policy, executor, simulator and recorder as nodes"
@@ -61,13 +65,18 @@ class DriveStep:
         with Crew(place.root / LOGS) as crew, Stage(crew, place, self.real_time_factor) as stage:
             told = [stage.drive(task, self.seconds, stops=task == tasks[0]) for task in tasks]
             switch = stage.switch(tasks[0]) if len(tasks) > 1 else None
-            policy = stage.policy.now
+            policy, held = stage.policy.now, dict(stage.held)
         place.say(
             f"{policy['chunks']} chunks, each after {float(policy['latency_p50_s']) * 1000:.0f} ms (median)"
         )
+        if held:
+            reasons = ", ".join(f"{reason} {count} times" for reason, count in held.items())
+            place.say(f"held by itself and was resumed: {reasons}; this machine was busy with other things")
         return {
             "tasks": told,
             "switch": switch,
+            "real_time_factor": self.real_time_factor,
+            "held": held,
             "chunks": int(policy["chunks"]),
             "failures": int(policy["failures"]),
             "latency_p50_s": float(policy["latency_p50_s"]),
@@ -109,11 +118,12 @@ class Stage:
         robots = place.root / ROBOTS
         self._robot = robots / f"{_robot(place)}.yaml"
         self._score: dict[str, Any] = {}
+        self._factor = float(real_time_factor)
+        self.held: Counter[str] = Counter()  # the executor's own reasons to stop, after which it was resumed
         place.say("starting the simulator, the policy and the recorder")
         common = {"robot": self._robot, "use_sim_time": True}
         crew.start(
-            "kuavo_sim", "sim_node", robot=robots / f"{WALKING}.yaml",
-            real_time_factor=float(real_time_factor),
+            "kuavo_sim", "sim_node", robot=robots / f"{WALKING}.yaml", real_time_factor=IDLING,
         )  # fmt: skip
         crew.start("policy", "policy_node", checkpoint=checkpoint(place), device="cpu", **common)
         crew.start(
@@ -127,6 +137,7 @@ class Stage:
     def _wait_for_all(self) -> None:
         self._remote.wait(lambda: self._score, "the simulator", ON_AIR_S)
         self._remote.wait(lambda: self.policy.now.get("active") == "True", "the policy", LOADED_S)
+        self._remote.set("/kuavo_sim", real_time_factor=self._factor)
 
     def _hear_score(self, message: Any) -> None:
         self._score = json.loads(message.data)
@@ -142,6 +153,7 @@ class Stage:
         self._ask("/simulator/reset")
         self._say(sentence)
         self._executor.now = {}
+        self._place.say(f'{task}: "{sentence}"')
         self._crew.start(
             "executor", "executor_node", robot=self._robot, dry_run=False, use_sim_time=True,
             refuse_above=REFUSE_ABOVE_RAD, starvation_latches=False, flight_folder=self._place.root / FLIGHTS,
@@ -165,7 +177,7 @@ class Stage:
             "success": self._score["success"],
             "recorded": answer,
         }
-        parts = [f'"{sentence}"', f"{told['score']:.0f} points"]
+        parts = [f"drove {seconds:g} simulated seconds", f"{told['score']:.0f} points"]
         if stops:
             parts.append(f"stopped in {told['stop_s'] * 1000:.0f} ms, resumed")
         self._place.say(f"{task}: {', '.join(parts)}")
@@ -188,7 +200,7 @@ class Stage:
         stop_s = time.monotonic() - begun
         reason = self._executor.now["reason"]
         self._remote.wait(self._resumes, "the executor to resume", MOVES_S)
-        resume_s = self._timed(lambda: self._executor.now["state"] in MOVING, "the arms to move", MOVES_S)
+        resume_s = self._timed(self._moves, "the arms to move", MOVES_S)
         return {"stop_s": round(stop_s, 3), "stop_reason": reason, "resume_s": round(resume_s, 3)}
 
     def _resumes(self) -> bool:
@@ -198,8 +210,18 @@ class Stage:
         return bool(self._remote.trigger("/recorder/start")[0])
 
     def _follows(self, task: str) -> bool:
+        return self._moves() and self._executor.now.get("task") == task
+
+    def _moves(self) -> bool:
+        """Whether the arms are led; where the executor stopped them by itself, it is asked to resume.
+
+        On a machine that is too busy it hears nothing of the policy or of the joints for too long, and stops
+        as it should.
+        """
         now = self._executor.now
-        return now.get("state") in MOVING and now.get("task") == task
+        if now.get("state") == "holding" and now.get("reason") not in GOES_ON and self._resumes():
+            self.held[now["reason"]] += 1
+        return now.get("state") in MOVING
 
     def _say(self, sentence: str) -> None:
         from std_msgs.msg import String
@@ -221,7 +243,12 @@ class Stage:
     def _pass(self, seconds: float) -> None:
         """Let simulated time go by."""
         until_s = self._score["time_s"] + seconds
-        self._remote.wait(lambda: self._score["time_s"] >= until_s, "simulated time", STUCK_S)
+
+        def over() -> bool:
+            self._moves()
+            return bool(self._score["time_s"] >= until_s)
+
+        self._remote.wait(over, "simulated time", STUCK_S)
 
     def _ask(self, service: str) -> str:
         done, answer = self._remote.trigger(service)

@@ -24,6 +24,10 @@ def render(notes: Sequence[Note], count: int) -> str:
     return page.substitute(
         about=escape(f"version {__version__}, {machine}; {minutes} min {seconds} s in all"),
         banner="" if len(notes) == count else f'<p class="banner">{len(notes)} of {count} steps are done</p>',
+        contents="".join(
+            f'<li><a href="#{escape(note.name)}">{escape(note.title)}</a> <i>{note.seconds:.0f} s</i></li>'
+            for note in notes
+        ),
         sections="".join(_section(number, note) for number, note in enumerate(notes, 1)),
     )
 
@@ -32,8 +36,12 @@ def _section(number: int, note: Note) -> str:
     body = _BODIES.get(note.name, _plain)(note.figures)
     commands = "".join(f"{escape(line)}\n" for line in note.commands)
     by_hand = f"<details><summary>by hand</summary><pre>{commands}</pre></details>" if commands else ""
-    head = f"<h2>{number}. {escape(note.title)} <i>{note.seconds:.0f} s</i></h2>"
-    return f"<section>{head}{body}{by_hand}</section>"
+    head = f"<h2>{number}. {_capital(escape(note.title))} <i>{note.seconds:.0f} s</i></h2>"
+    return f'<section id="{escape(note.name)}">{head}{body}{by_hand}</section>'
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _plain(figures: Figures) -> str:
@@ -74,7 +82,10 @@ def _report(figures: Figures) -> str:
     parts = []
     for dataset in figures["datasets"]:
         verdicts = ", ".join(f"{count} {verdict}" for verdict, count in dataset["verdicts"].items() if count)
-        videos = "".join(_video(path) for path in dataset["videos"])
+        videos = "".join(
+            _film(path, f"demonstration {number} of the scripted expert")
+            for number, path in enumerate(dataset["videos"], 1)
+        )
         found = "".join(f"<li>{escape(text)}</li>" for text in dataset["findings"])
         parts.append(
             f"<h3>{escape(dataset['task'])}: {verdicts} "
@@ -84,24 +95,52 @@ def _report(figures: Figures) -> str:
 
 
 def _train(figures: Figures) -> str:
+    from kuavo_smolvla_ros.learning.charts import heat_map
+
     forgetting, tasks = figures["forgetting"], figures["tasks"]
     rows = [
         (f"after {task}", *("" if loss is None else f"{loss:.3f}" for loss in row))
         for task, row in zip(tasks, forgetting["loss"], strict=True)
     ]
+    numbers = [task.removeprefix("task").partition("_")[0] for task in tasks]
+    chart = heat_map(forgetting["loss"], numbers, "held-out loss")
     return (
-        f"<p class=note>Held-out loss of each task (column) after each stage (row); what was learnt is kept "
-        f'where a column does not rise. <a href="{escape(figures["page"])}">All about the training</a></p>'
-        + _table(("", *tasks), rows)
+        "<p class=note>Held-out loss of each task (column) after each stage (row). What was learnt is kept "
+        "where a column does not rise below the diagonal; above it stands what a task's loss was before its "
+        f'own stage. <a href="{escape(figures["page"])}">All about the training</a></p>'
+        f"<figure>{chart}</figure>" + _table(("", *tasks), rows)
+    )
+
+
+def _evaluate(figures: Figures) -> str:
+    rows = [
+        (
+            task["name"],
+            f"{task['successes']} of {task['trials']}",
+            f"{task['interval_95'][0]:.0%} to {task['interval_95'][1]:.0%}",
+            f"{task['mean_score']:.1f}",
+        )
+        for task in figures["tasks"]
+    ]
+    return (
+        "<p class=note>In simulation, in closed loop, on scenes that no demonstration had, "
+        f"{figures['max_steps'] / 10:g} s each. Two demonstrations of a task and minutes of training make no "
+        "policy that succeeds, and so few episodes could not tell one from another: see the intervals.</p>"
+        + _table(("task", "succeeded", "95 % interval", "mean score of 100"), rows)
     )
 
 
 def _drive(figures: Figures) -> str:
-    switch = figures["switch"]
+    switch, held = figures["switch"], figures["held"]
+    usual_ms, most_ms = figures["latency_p50_s"] * 1000, figures["latency_max_s"] * 1000
     facts = [
-        f"{figures['chunks']} action chunks, {figures['failures']} failed; thinking took "
-        f"{figures['latency_p50_s'] * 1000:.0f} ms (median), {figures['latency_max_s'] * 1000:.0f} ms at most"
+        f"{figures['chunks']} action chunks, {figures['failures']} failed; thinking took {usual_ms:.0f} ms "
+        f"(median), {most_ms:.0f} ms at most",
+        f"the simulator ran at {figures['real_time_factor']:g} of real time",
     ]
+    if held:
+        reasons = ", ".join(f"{reason} ({count} times)" for reason, count in held.items())
+        facts.append(f"the executor held by itself and was resumed: {reasons}; the machine was too busy")
     if switch is not None:
         facts.append(
             f"told to change from {switch['from']} to {switch['to']} while moving: the arms did after "
@@ -111,7 +150,7 @@ def _drive(figures: Figures) -> str:
     for task in figures["tasks"]:
         about = [
             f"moving {task['start_s']:.1f} s after the executor was started",
-            f"{task['score']:.0f} points",
+            f"{task['score']:.0f} of 100 points",
         ]
         if "stop_s" in task:
             about.append(
@@ -119,14 +158,16 @@ def _drive(figures: Figures) -> str:
                 f"resumed: moving after {task['resume_s'] * 1000:.0f} ms"
             )
         parts.append(
-            f"<h3>{escape(task['sentence'])}</h3>{_video(task['video'])}"
-            f"<p class=note>{escape('; '.join(about))}</p>"
+            f"<h3>{escape(task['task'])}: {escape(task['sentence'])}</h3>"
+            f"{_film(task['video'], '; '.join(about))}"
         )
     return f"<ul>{''.join(f'<li>{escape(fact)}</li>' for fact in facts)}</ul>{''.join(parts)}"
 
 
-def _video(path: str) -> str:
-    return f'<video src="{escape(path)}" controls muted loop preload="metadata"></video>'
+def _film(path: str, caption: str) -> str:
+    # Half a second in: a first frame may show the scene before it was set.
+    player = f'<video src="{escape(path)}#t=0.5" controls muted loop playsinline preload="metadata"></video>'
+    return f'<div class="film">{player}<p>{escape(caption)}</p></div>'
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
@@ -143,5 +184,6 @@ _BODIES: dict[str, Callable[[Figures], str]] = {
     "convert": _convert,
     "report": _report,
     "train": _train,
+    "evaluate": _evaluate,
     "drive": _drive,
 }

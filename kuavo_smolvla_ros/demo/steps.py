@@ -10,6 +10,7 @@ from typing import Any
 from kuavo_smolvla_ros.demo.check import CheckStep
 from kuavo_smolvla_ros.demo.convert import ConvertStep
 from kuavo_smolvla_ros.demo.drive import DriveStep
+from kuavo_smolvla_ros.demo.evaluate import EvaluateStep
 from kuavo_smolvla_ros.demo.judge import JudgeStep
 from kuavo_smolvla_ros.demo.page import render
 from kuavo_smolvla_ros.demo.record import RecordStep
@@ -31,7 +32,7 @@ def steps(tasks: Sequence[int] = (1, 2, 3, 4), episodes: int = 2, **recording: A
         JudgeStep(),
     ]
     trainable = tuple(tasks) == tuple(range(1, len(tasks) + 1)) and episodes > 1  # one is held out
-    return [*road, TrainStep(), DriveStep()] if trainable else road
+    return [*road, TrainStep(), EvaluateStep(), DriveStep()] if trainable else road
 
 
 def walk(root: Path, chosen: Sequence[Step], say: Say = print) -> list[Note]:

@@ -7,13 +7,14 @@ begins with the one before, replays the earlier tasks, and is held against all o
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from kuavo_smolvla_ros.demo.convert import DATASETS, start_anew_for
-from kuavo_smolvla_ros.demo.road import Place
+from kuavo_smolvla_ros.demo.road import Place, Say
 
 TRAIN = "train"
 # Fewer vision layers from stage to stage, as in the curriculum; the tiny network has four.
@@ -102,11 +103,34 @@ class TrainStep:
                     lambda task, chunk: open_task(task, chunk, video_backend=backend),
                     interruption=interruption,
                     selected=request.selected,
-                    say=place.say,
+                    say=_Brief(place.say, self.steps),
                 )
             if not finished:
                 raise KeyboardInterrupt
+            _tell_losses(place, request.stages[-1].name)
         return _told(place)
+
+
+class _Brief:
+    """Of what training says: that a stage begins, and a line now and then.
+
+    Verdicts and advice are for networks that have learnt something; the training's own page has them.
+    """
+
+    def __init__(self, say: Say, steps: int) -> None:
+        self._say, self._every = say, max(1, steps // 5)
+
+    def __call__(self, text: str) -> None:
+        said = re.match(r"step (\d+)/", text)
+        if " steps of " in text or (said and int(said[1]) % self._every == 0):
+            self._say(text)
+
+
+def _tell_losses(place: Place, stage: str) -> None:
+    """How far each task is from what was demonstrated, at the end of a stage."""
+    results = json.loads((place.root / TRAIN / stage / "training_results.json").read_text())
+    losses = ", ".join(f"task {number} {loss:.2f}" for number, loss in results["best_validation"].items())
+    place.say(f"{stage}: held-out loss: {losses}")
 
 
 def _told(place: Place) -> dict[str, Any]:

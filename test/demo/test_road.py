@@ -132,13 +132,21 @@ FIGURES: dict[str, dict[str, Any]] = {
     "train": {
         "tasks": ["t<1>", "u"], "forgetting": {"loss": [[1.0, None], [0.5, 2.0]]}, "page": "train/report.html"
     },
+    "evaluate": {
+        "max_steps": 250, "first_seed": 100,
+        "tasks": [
+            {"task": 1, "name": "t<1>", "successes": 0, "trials": 2, "interval_95": [0.0, 0.66],
+             "mean_score": 1.5},
+        ],
+    },
     "drive": {
         "tasks": [
             {"task": "t<1>", "sentence": "Do <it>", "start_s": 0.5, "score": 10.0,
              "video": "videos/drive.mp4", "stop_s": 0.1, "stop_reason": "operator_stop", "resume_s": 0.2},
         ],
         "switch": {"from": "u", "to": "t<1>", "seconds": 0.3},
-        "chunks": 9, "failures": 0, "latency_p50_s": 0.05, "latency_max_s": 0.1,
+        "chunks": 9, "failures": 0, "latency_p50_s": 0.05, "latency_max_s": 0.1, "real_time_factor": 0.5,
+        "held": {"policy_lost": 2},
     },
     "later": {"something": "new"},
 }  # fmt: skip
@@ -152,13 +160,16 @@ def test_the_page_shows_every_step_and_needs_no_server() -> None:
     tags = Tags()
     tags.feed(page)
     assert tags.open == []
-    assert tags.sources == [
+    assert [source for source in tags.sources if not source.startswith("#")] == [
         "quality/t/report.html",
-        "videos/t_0.mp4",
+        "videos/t_0.mp4#t=0.5",
         "train/report.html",
-        "videos/drive.mp4",
+        "videos/drive.mp4#t=0.5",
     ]
-    assert "http" not in page
+    assert {f"#{name}" for name in FIGURES} <= set(tags.sources)
+    assert "<svg" in page, "the forgetting matrix"
+    assert "0 of 2" in page
+    assert "policy_lost (2 times)" in page
     for name in FIGURES:
         assert f"title of {name}" in page
         assert f"do &lt;{name}&gt;" in page

@@ -51,7 +51,7 @@ def test_every_stage_is_what_its_command_says(tmp_path: Path, tasks: tuple[int, 
 
 
 def test_only_the_curriculums_first_tasks_are_trained_on() -> None:
-    assert [step.name for step in steps((1, 2))][-2:] == ["train", "drive"]
+    assert [step.name for step in steps((1, 2))][-3:] == ["train", "evaluate", "drive"]
     for tasks, episodes in (((2, 3), 2), ((3,), 2), ((1, 2), 1)):
         assert [step.name for step in steps(tasks, episodes)][-1] == "report"
 
