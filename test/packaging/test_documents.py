@@ -39,16 +39,17 @@ def in_code(text: str) -> str:
 
 def blocks(text: str) -> list[str]:
     """What is to be typed into a shell; files and outputs have another language, or none that is one."""
-    return re.findall(r"^```(?:sh|console|)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    return [body for language, body in found if language in ("sh", "console", "")]
 
 
 def commands(text: str) -> list[list[str]]:
-    """The commands of the blocks, as words."""
+    """The commands of the blocks, as words; 1 stands for a variable."""
     found = []
     for block in blocks(text):
         for line in re.sub(r"\\\n", " ", block).splitlines():
             try:
-                words = shlex.split(line, comments=True)
+                words = shlex.split(re.sub(r"\$\w+", "1", line), comments=True)
             except ValueError:  # an open quote: a value over several lines, or no command at all
                 continue
             if words:
