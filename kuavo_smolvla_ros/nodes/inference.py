@@ -22,12 +22,11 @@ from kuavo_smolvla_ros.errors import UserError
 from kuavo_smolvla_ros.nodes.chunk_message import uniform_times_ns
 from kuavo_smolvla_ros.nodes.instruction import Instruction
 from kuavo_smolvla_ros.nodes.observer import Decoded, Observer
-from kuavo_smolvla_ros.robot.messages import NS_PER_S
+from kuavo_smolvla_ros.nodes.turns import continued, in_turns
 from kuavo_smolvla_ros.robot.timeline import Observation, Sample
 
 LATENCIES_KEPT = 100
 AHEAD_PER_THOUGHT = 2  # pictures of one camera: a wrong forecast costs little, a stream gone wild no more
-HOLD_S = 10.0  # how long the arms wait at a chunk's end for the next one, where the policy works in turns
 
 _numbers = itertools.count()  # of pictures encoded ahead; a policy outlives the thinkers that ask it
 
@@ -226,7 +225,10 @@ class Thinker:
 
     def _chunk(self, question: Question, seen: Decoded, encoded: Mapping[str, int]) -> ActionChunk:
         habits = self._habits
-        prefix, delay = self._prefix(question, seen)
+        prefix, delay = None, 0
+        if habits.realtime:
+            latency_s = self.expected_latency_s() * habits.time_factor()
+            prefix, delay = continued(question.previous, seen.t_ns, habits.fps, latency_s)
         # It must agree with what will be executed before it arrives, however short the policy's horizon.
         horizon = max(habits.execution_horizon, delay) if prefix is not None else None
         values = self._runner.chunk(
@@ -241,7 +243,8 @@ class Thinker:
         ).astype(np.float64)
         times_ns = uniform_times_ns(len(values), habits.fps)
         if not habits.realtime:
-            values, times_ns = self._in_turns(values, times_ns, seen)
+            late_ns = max(0, habits.now_ns() - seen.t_ns)
+            values, times_ns = in_turns(values, times_ns, habits.n_action_steps, late_ns)
         self._sequence += 1
         return ActionChunk(
             stamp_ns=seen.t_ns,
@@ -252,30 +255,3 @@ class Thinker:
             sequence=self._sequence,
             fingerprint=habits.fingerprint,
         )
-
-    def _in_turns(
-        self, values: np.ndarray, times_ns: np.ndarray, seen: Decoded
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """The first steps only, from now on rather than from the observation on, and the last one held.
-
-        Nothing was executed while the policy was thinking, so nothing of its answer is past.
-        """
-        count = min(self._habits.n_action_steps, len(values))
-        values = np.concatenate([values[:count], values[count - 1 : count]])
-        late_ns = max(0, self._habits.now_ns() - seen.t_ns)
-        times_ns = late_ns + np.append(times_ns[:count], times_ns[count - 1] + round(HOLD_S * NS_PER_S))
-        return values, times_ns
-
-    def _prefix(self, question: Question, seen: Decoded) -> tuple[np.ndarray | None, int]:
-        """The rest of the previous chunk from this observation on, and how much of it will be past."""
-        habits, previous = self._habits, question.previous
-        if not habits.realtime or previous is None:
-            return None, 0
-        # Needs torch, which takes seconds to import and by now has been: a wrong start fails before that.
-        from kuavo_smolvla_ros.policy.rtc import delay_steps, remaining_chunk
-
-        rest = remaining_chunk(previous.values, previous.stamp_ns, seen.t_ns, habits.fps)
-        if rest is None:
-            return None, 0
-        latency_s = self.expected_latency_s() * habits.time_factor()
-        return rest, min(delay_steps(latency_s, habits.fps), len(rest))

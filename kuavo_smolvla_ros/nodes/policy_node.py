@@ -39,6 +39,7 @@ from kuavo_smolvla_ros.nodes.model import LoadedPolicy, load_policy
 from kuavo_smolvla_ros.nodes.observer import Observer, stream_values
 from kuavo_smolvla_ros.nodes.parameters import Param, declare, refuse
 from kuavo_smolvla_ros.nodes.time_factor import TimeFactor
+from kuavo_smolvla_ros.nodes.turns import next_due_ns
 from kuavo_smolvla_ros.robot.messages import NS_PER_S, build, stamp_fields
 from kuavo_smolvla_ros.robot.spec import RobotSpec, load_spec
 from kuavo_smolvla_ros.robot.timeline import NoObservation
@@ -332,8 +333,7 @@ class PolicyNode(LifecycleNode):
                 continue
             self._published += 1
             self.previous = thought.chunk
-            steps_ns = round(self._steps() * NS_PER_S / self.spec.fps)
-            self.due_ns = thought.chunk.stamp_ns + int(thought.chunk.times_ns[0]) + steps_ns
+            self.due_ns = next_due_ns(thought.chunk, self._steps(), self.spec.fps)
 
     def _steps(self) -> int:
         assert self.loaded is not None

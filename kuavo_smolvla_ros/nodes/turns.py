@@ -1,0 +1,49 @@
+"""When the next thought is due, and how a chunk is timed: the policy's two modes, without ROS or a thread.
+
+Realtime: a chunk's steps keep the times they were meant for, counted from the observation, and the next
+thought begins `n_action_steps` after it, told what will be executed meanwhile. In turns ("synchronous"): the
+robot waits for each chunk, of which the first `n_action_steps` begin when it is there.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kuavo_smolvla_ros.control.chunk import ActionChunk
+from kuavo_smolvla_ros.robot.messages import NS_PER_S
+
+HOLD_S = 10.0  # how long the arms wait at a chunk's end for the next one, where the policy works in turns
+
+
+def next_due_ns(chunk: ActionChunk, n_action_steps: int, fps: float) -> int:
+    """The earliest time of the observation after this chunk's."""
+    return chunk.stamp_ns + int(chunk.times_ns[0]) + round(n_action_steps * NS_PER_S / fps)
+
+
+def in_turns(
+    values: np.ndarray, times_ns: np.ndarray, n_action_steps: int, late_ns: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The first steps only, from `late_ns` after the observation on, and the last one held.
+
+    Nothing was executed while the policy was thinking, so nothing of its answer is past.
+    """
+    count = min(n_action_steps, len(values))
+    values = np.concatenate([values[:count], values[count - 1 : count]])
+    return values, late_ns + np.append(times_ns[:count], times_ns[count - 1] + round(HOLD_S * NS_PER_S))
+
+
+def continued(
+    previous: ActionChunk | None, t_ns: int, fps: float, latency_s: float
+) -> tuple[np.ndarray | None, int]:
+    """The rest of the previous chunk from an observation on, and how many steps of it will have been executed
+    when the answer is there, if that takes `latency_s` of the robot's time.
+    """
+    if previous is None:
+        return None, 0
+    # Needs torch, which takes seconds to import and by now has been: a wrong start fails before that.
+    from kuavo_smolvla_ros.policy.rtc import delay_steps, remaining_chunk
+
+    rest = remaining_chunk(previous.values, previous.stamp_ns, t_ns, fps)
+    if rest is None:
+        return None, 0
+    return rest, min(delay_steps(latency_s, fps), len(rest))

@@ -1,0 +1,48 @@
+"""How chunks of the two modes are timed."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kuavo_smolvla_ros.control.chunk import ActionChunk
+from kuavo_smolvla_ros.nodes.turns import HOLD_S, continued, in_turns, next_due_ns
+
+MS = 1_000_000
+FPS = 10.0
+
+
+def chunk(values: np.ndarray, times_ns: np.ndarray, stamp_ns: int = 5_000 * MS) -> ActionChunk:
+    names = tuple(f"joint{i}" for i in range(values.shape[1]))
+    return ActionChunk(stamp_ns, times_ns, names, values, "task", 1, "robot")
+
+
+def ramp(rows: int = 50) -> tuple[np.ndarray, np.ndarray]:
+    return np.arange(rows)[:, None] * np.ones((1, 2)), np.arange(rows) * 100 * MS
+
+
+@given(st.integers(1, 60), st.integers(0, 2_000 * MS))
+def test_in_turns_the_first_steps_begin_when_the_answer_is_there(count: int, late_ns: int) -> None:
+    values, times = ramp()
+    cut, at = in_turns(values, times, count, late_ns)
+    kept = min(count, 50)
+    assert cut[:kept].tolist() == values[:kept].tolist()
+    assert cut[-1].tolist() == values[kept - 1].tolist(), "the last one is held"
+    assert at[0] == late_ns
+    assert at[-1] - at[-2] == round(HOLD_S * 1000) * MS
+    due = next_due_ns(chunk(cut, at), count, FPS)
+    assert due == 5_000 * MS + late_ns + count * 100 * MS, "after its steps, counted from when they begin"
+
+
+def test_in_real_time_the_next_thought_is_due_by_the_observation_and_told_of_what_goes_on() -> None:
+    values, times = ramp()
+    first = chunk(values, times)
+    assert next_due_ns(first, 8, FPS) == 5_800 * MS
+    rest, delay = continued(first, 5_850 * MS, FPS, latency_s=0.25)
+    assert rest is not None
+    assert rest[:, 0].tolist() == np.arange(8.5, 49.0).tolist()
+    assert delay == 3
+    assert continued(first, 9_850 * MS, FPS, latency_s=1.2)[1] == 1, "no more than there is"
+    assert continued(first, 10_000 * MS, FPS, latency_s=0.1) == (None, 0), "it is over"
+    assert continued(None, 5_000 * MS, FPS, latency_s=0.1) == (None, 0)
