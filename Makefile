@@ -18,7 +18,7 @@ LIVE := test/nodes test/packaging/test_dds.py test/commands/test_check.py
 PINNED_PYTHONS := 3.10 3.11 3.12
 PIN_TOOLS := build/pins
 
-.PHONY: help setup system-deps demo test test-all lint ruff imports types bench pins clean
+.PHONY: help setup system-deps demo experiment test test-all lint ruff imports types bench pins clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -29,8 +29,11 @@ setup: ## .venv with everything at pinned versions
 system-deps: ## the system packages that pip cannot bring (as root, with apt)
 	@$(BOOTSTRAP) --system-only
 
-demo: setup ## simulated episodes recorded over ROS, converted and judged
+demo: setup ## the whole road in small: record, convert, train, evaluate, drive; in simulation
 	@$(BIN)/kuavo-smolvla demo
+
+experiment: setup ## does the curriculum keep the tasks? hours; resumable; docs/experiment.md
+	@$(BIN)/python training/experiment.py
 
 test: setup ## all fast tests, with coverage
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "$(FAST)" -n 2 --dist loadfile $(LIVE:%=--ignore=%) --cov --cov-report=

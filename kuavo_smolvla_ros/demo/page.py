@@ -25,7 +25,8 @@ def render(notes: Sequence[Note], count: int) -> str:
         about=escape(f"version {__version__}, {machine}; {minutes} min {seconds} s in all"),
         banner="" if len(notes) == count else f'<p class="banner">{len(notes)} of {count} steps are done</p>',
         contents="".join(
-            f'<li><a href="#{escape(note.name)}">{escape(note.title)}</a> <i>{note.seconds:.0f} s</i></li>'
+            f'<li><a href="#{escape(note.name)}">{_capital(escape(note.title))}</a> '
+            f"<i>{note.seconds:.0f} s</i></li>"
             for note in notes
         ),
         sections="".join(_section(number, note) for number, note in enumerate(notes, 1)),
@@ -98,17 +99,13 @@ def _train(figures: Figures) -> str:
     from kuavo_smolvla_ros.learning.charts import heat_map
 
     forgetting, tasks = figures["forgetting"], figures["tasks"]
-    rows = [
-        (f"after {task}", *("" if loss is None else f"{loss:.3f}" for loss in row))
-        for task, row in zip(tasks, forgetting["loss"], strict=True)
-    ]
     numbers = [task.removeprefix("task").partition("_")[0] for task in tasks]
     chart = heat_map(forgetting["loss"], numbers, "held-out loss")
     return (
         "<p class=note>Held-out loss of each task (column) after each stage (row). What was learnt is kept "
         "where a column does not rise below the diagonal; above it stands what a task's loss was before its "
         f'own stage. <a href="{escape(figures["page"])}">All about the training</a></p>'
-        f"<figure>{chart}</figure>" + _table(("", *tasks), rows)
+        f"<figure>{chart}</figure>"
     )
 
 

@@ -79,6 +79,7 @@ class SimNode(Node):
         self._running = not self._value("handshake")
         self._score_due_ns = 0
         self._state_due: dict[str, int] = {}
+        self._command_due: dict[str, int] = {}
         self._jpeg_quality = self._value("jpeg_quality")
         self._commands = CommandSink()
         self._cameras = self._described_cameras() if self._value("cameras") else {}
@@ -269,6 +270,8 @@ class SimNode(Node):
         wide = np.zeros(len(self.spec.action_names))
         wide[: len(action)] = action
         for name, fields in encode_action(self.spec, wide).items():
+            if not self._is_due(self._command_due, name, stamp_ns):
+                continue
             if self.spec.streams[name].stamp == "header":
                 fields = {**fields, **stamp_fields(stamp_ns)}
             self._expert_publishers[name].publish(build(self._types[name], fields))
@@ -300,11 +303,17 @@ class SimNode(Node):
         if self._fault.strikes(Fault.STATE_DROP):
             return
         for name, fields in encode_state(self.spec, sim.state()).items():
-            if stamp_ns < self._state_due.get(name, 0) <= stamp_ns + NS_PER_S:
+            if not self._is_due(self._state_due, name, stamp_ns):
                 continue
-            self._state_due[name] = stamp_ns + round(NS_PER_S / self.spec.streams[name].rate_hz)
             message = build(self._types[name], {**self._spoil_state(fields), **stamp_fields(stamp_ns)})
             self._robot_outs[name].publish(message)
+
+    def _is_due(self, due: dict[str, int], stream: str, stamp_ns: int) -> bool:
+        """Whether a stream's next message is due at its described rate; a clock set back begins anew."""
+        if stamp_ns < due.get(stream, 0) <= stamp_ns + NS_PER_S:
+            return False
+        due[stream] = stamp_ns + round(NS_PER_S / self.spec.streams[stream].rate_hz)
+        return True
 
     def _spoil_state(self, fields: dict[str, Any]) -> dict[str, Any]:
         if self._fault.strikes(Fault.STATE_NAN):

@@ -171,7 +171,7 @@ def test_the_page_shows_every_step_and_needs_no_server() -> None:
     assert "0 of 2" in page
     assert "policy_lost (2 times)" in page
     for name in FIGURES:
-        assert f"title of {name}" in page
+        assert f"Title of {name}" in page
         assert f"do &lt;{name}&gt;" in page
     assert "t&lt;1&gt;" in page
     assert "Do &amp; go" in page

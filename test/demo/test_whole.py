@@ -14,6 +14,7 @@ from kuavo_smolvla_ros.data.bags import open_bag
 from kuavo_smolvla_ros.data.dataset_reader import DatasetReader
 from kuavo_smolvla_ros.data.recording_metadata import read_recording_metadata
 from kuavo_smolvla_ros.demo.drive import DriveStep
+from kuavo_smolvla_ros.demo.evaluate import EvaluateStep
 from kuavo_smolvla_ros.demo.steps import steps, walk
 from kuavo_smolvla_ros.demo.train import TrainStep
 from kuavo_smolvla_ros.robot.spec import load_spec
@@ -21,6 +22,7 @@ from kuavo_smolvla_ros.robot.spec import load_spec
 pytest.importorskip("mujoco")
 
 TASK = "task3_placement"  # the shortest
+TASKS = ["task1_moving_grasp", "task2_weighing", TASK, "task4_sorting"]
 
 
 def demo(out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -71,24 +73,33 @@ def test_an_episode_goes_over_ros_into_a_dataset(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_what_was_recorded_is_trained_on_and_drives(tmp_path: Path) -> None:
     """Few steps, so nothing is learnt; but every part meets its neighbours, and a stop holds."""
-    road = [*steps((1, 2), 2)[:4], TrainStep(steps=10), DriveStep(seconds=1.0)]
+    road = [
+        *steps((1, 2, 3, 4), 2)[:4],
+        TrainStep(steps=10),
+        EvaluateStep(episodes=1, max_steps=16),
+        DriveStep(seconds=1.0),
+    ]
     said: list[str] = []
     notes = walk(tmp_path, road, said.append)
     told = {note.name: note.figures for note in notes}
-    assert told["train"]["tasks"] == ["task1_moving_grasp", "task2_weighing"]
-    assert [len(row) for row in told["train"]["forgetting"]["loss"]] == [2, 2]
+    assert [episode["lost"] for episode in told["record"]["episodes"]] == [""] * 8
+    assert [dataset["verdicts"]["good"] for dataset in told["report"]["datasets"]] == [2] * 4
+    assert told["train"]["tasks"] == TASKS
+    assert [len(row) for row in told["train"]["forgetting"]["loss"]] == [4] * 4
     assert (tmp_path / told["train"]["page"]).is_file()
+    assert [(task["name"], task["trials"]) for task in told["evaluate"]["tasks"]] == [(t, 1) for t in TASKS]
     drive = told["drive"]
     assert drive["failures"] == 0
     assert drive["chunks"] > 5
-    assert [task["task"] for task in drive["tasks"]] == ["task1_moving_grasp", "task2_weighing"]
+    assert [task["task"] for task in drive["tasks"]] == TASKS
+    assert sum(task["refused_chunks"] for task in drive["tasks"]) < drive["chunks"] / 2
     assert drive["tasks"][0]["stop_reason"] == "operator_stop"
     assert drive["switch"]["to"] == "task1_moving_grasp"
     for task in drive["tasks"]:
         assert (tmp_path / task["video"]).stat().st_size > 5_000
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["complete"] is True
-    assert list(summary["steps"]) == ["check", "record", "convert", "report", "train", "drive"]
+    assert list(summary["steps"]) == ["check", "record", "convert", "report", "train", "evaluate", "drive"]
     page = (tmp_path / "report.html").read_text()
     assert "steps are done" not in page
     assert "videos/drive_task2_weighing.mp4" in page
