@@ -82,7 +82,8 @@ class Initialisation:
         if not (folder / "checkpoint.json").is_file():
             raise StageError(
                 f"this stage starts from {self.target}, of which there is no checkpoint at {folder}; train "
-                f"it first (task=tasks/{self.target}), or give another start (init=PATH, init=pretrained)"
+                f"it first (task=tasks/{self.target}, or its file's path), or give another start (init=PATH, "
+                "init=pretrained)"
             )
         return str(folder)
 
