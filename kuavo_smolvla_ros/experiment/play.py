@@ -1,0 +1,169 @@
+"""A policy plays an episode in simulated time, between it and the arms the executor that drives the robot.
+
+What the policy and the executor node do by the clock happens here period by period: the same chunks with
+their times, the same refusals, blends, limits and stops, and an inference that takes as long as it is said to
+take. Nothing runs in parallel, so the same seed gives the same episode again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kuavo_smolvla_ros.control.chunk import NS_PER_S, ActionChunk
+from kuavo_smolvla_ros.control.executor import Executor
+from kuavo_smolvla_ros.control.reasons import State
+from kuavo_smolvla_ros.control.records import Inputs, JointSample
+from kuavo_smolvla_ros.control.settings import settings_for
+from kuavo_smolvla_ros.robot.description import RobotSpec
+from kuavo_smolvla_ros.sim import kuavo
+from kuavo_smolvla_ros.sim.simulation import Simulation
+
+Array = NDArray[np.float64]
+PERIOD_NS = round(kuavo.CONTROL_PERIOD_S * NS_PER_S)
+
+
+class Thinks(Protocol):
+    """The part of a policy that is asked here (`policy.runtime.PolicyRunner`)."""
+
+    def chunk(
+        self,
+        images: Mapping[str, NDArray[np.uint8]],
+        state: NDArray[np.float64],
+        instruction: str,
+        *,
+        prefix: NDArray[np.float64] | None = None,
+        delay: int = 0,
+        execution_horizon: int | None = None,
+        seed: int | None = None,
+    ) -> NDArray[np.float64]: ...
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How a policy is run: what an operator would set."""
+
+    latency_s: float = 0.1
+    """From the observation to the chunk's arrival, in the robot's time."""
+    n_action_steps: int = 4
+    """Steps after which the next observation is looked at."""
+    guided: bool = True
+    """Whether a chunk is made to agree with the one under way (real-time chunking)."""
+    execution_horizon: int = 10
+
+
+@dataclass(frozen=True)
+class Played:
+    """How an episode went; `stops` are the executor's reasons to stop, `refused` counts refused chunks."""
+
+    seed: int
+    success: bool
+    score: float
+    time_s: float
+    chunks: int
+    refused: int
+    stops: tuple[str, ...]
+
+
+def play(
+    sim: Simulation,
+    spec: RobotSpec,
+    thinker: Thinks,
+    seed: int,
+    manner: Manner,
+    *,
+    sentence: str | None = None,
+    until_s: float | None = None,
+    watch: Callable[[], None] | None = None,
+) -> Played:
+    """One episode from its seed to success or the end of its time."""
+    sim.reset(seed)
+    sentence = sim.task.instruction if sentence is None else sentence
+    mind = _Mind(spec, thinker, manner, sentence, sim.task.name, seed)
+    executor = Executor(settings_for(spec, starvation_latches=False))
+    limit_s = sim.task.time_limit_s if until_s is None else min(until_s, sim.task.time_limit_s)
+    refused, period = 0, 0
+    stops: list[str] = []
+    while sim.time_s < limit_s - kuavo.CONTROL_PERIOD_S / 2 and not sim.score().success:
+        # Time zero means "no clock yet" to those who read it.
+        now_ns = (period + 1) * PERIOD_NS
+        mind.look(sim, now_ns)
+        joints = JointSample(now_ns, now_ns, sim.state())
+        decision = executor.step(
+            Inputs(now_ns, now_ns, joints, chunks=mind.arrived(now_ns), policy_heard_ns=now_ns)
+        )
+        refused += len(decision.refused)
+        reason = decision.reason.value if decision.reason is not None else None
+        if decision.state is State.STOPPING and reason is not None and stops[-1:] != [reason]:
+            stops.append(reason)
+        if decision.command is not None:
+            sim.command(decision.command[: len(sim.action_names)])
+        sim.step()
+        if watch is not None:
+            watch()
+        period += 1
+    score = sim.score()
+    return Played(seed, score.success, score.total, sim.time_s, mind.sequence, refused, tuple(stops))
+
+
+class _Mind:
+    """The policy node's part: when to look, and when what was thought arrives."""
+
+    def __init__(
+        self, spec: RobotSpec, thinker: Thinks, manner: Manner, sentence: str, task: str, seed: int
+    ) -> None:
+        self._spec, self._thinker, self._manner = spec, thinker, manner
+        self._sentence, self._task, self._seed = sentence, task, seed
+        self._due_ns = 0
+        self._on_its_way: tuple[int, ActionChunk] | None = None
+        self._previous: ActionChunk | None = None
+        self.sequence = 0
+
+    def look(self, sim: Simulation, now_ns: int) -> None:
+        """Observe and think where it is time to."""
+        if self._on_its_way is not None or now_ns < self._due_ns:
+            return
+        fps, manner = self._spec.fps, self._manner
+        prefix, delay = self._rest(now_ns)
+        values = self._thinker.chunk(
+            sim.images(),
+            sim.state(),
+            self._sentence,
+            prefix=prefix,
+            delay=delay,
+            execution_horizon=None if prefix is None else max(manner.execution_horizon, delay),
+            # One of its own for each inference, so that an episode is the same again.
+            seed=self._seed * 10_000 + self.sequence,
+        )
+        self.sequence += 1
+        names = self._spec.action_names
+        times_ns = np.round(np.arange(len(values)) * (NS_PER_S / fps)).astype(np.int64)
+        chunk = ActionChunk(
+            now_ns, times_ns, names, np.asarray(values, np.float64)[:, : len(names)], self._task,
+            self.sequence, self._spec.fingerprint,
+        )  # fmt: skip
+        self._on_its_way = now_ns + round(manner.latency_s * NS_PER_S), chunk
+        self._previous = chunk
+        self._due_ns = now_ns + round(manner.n_action_steps * NS_PER_S / fps)
+
+    def _rest(self, now_ns: int) -> tuple[Array | None, int]:
+        """What is left of the chunk under way, and how many of its steps will be past."""
+        from kuavo_smolvla_ros.policy.rtc import delay_steps, remaining_chunk
+
+        if self._previous is None or not self._manner.guided:
+            return None, 0
+        fps = self._spec.fps
+        rest = remaining_chunk(self._previous.values, self._previous.stamp_ns, now_ns, fps)
+        if rest is None:
+            return None, 0
+        return rest, min(delay_steps(self._manner.latency_s, fps), len(rest))
+
+    def arrived(self, now_ns: int) -> tuple[ActionChunk, ...]:
+        if self._on_its_way is None or now_ns < self._on_its_way[0]:
+            return ()
+        chunk, self._on_its_way = self._on_its_way[1], None
+        return (chunk,)

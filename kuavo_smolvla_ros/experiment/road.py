@@ -1,0 +1,165 @@
+"""The experiment's parts one after the other; each keeps what it has made, and does what is missing."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from kuavo_smolvla_ros.experiment.gather import Gathering, gather
+from kuavo_smolvla_ros.experiment.play import Manner
+from kuavo_smolvla_ros.experiment.trials import Trial, TrialLog, TrialSettings, can_play, run_trials
+from kuavo_smolvla_ros.experiment.ways import (
+    CURRICULUM,
+    TASK_FILES,
+    TrainingSettings,
+    curriculum_of,
+    root_of,
+    stages_of,
+    train,
+)
+
+PARTS = ("gather", "see", "train", "play", "tell")
+TASKS = (1, 2, 3, 4)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What to do, and where."""
+
+    output: Path
+    demonstrations: int
+    training: TrainingSettings
+    trials: TrialSettings
+    ways: tuple[str, ...]
+    device: str
+    figures: Path | None
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> Experiment:
+        manner = Manner(latency_s=args.latency, n_action_steps=args.n_action_steps)
+        return cls(
+            args.output.resolve(),
+            args.demonstrations,
+            TrainingSettings(steps=args.steps),
+            TrialSettings(episodes=args.trials, manner=manner),
+            tuple(args.ways),
+            args.device,
+            args.figures,
+        )
+
+    def run(self, parts: Sequence[str]) -> None:
+        for part in PARTS:
+            if part in parts:
+                getattr(self, part)()
+
+    def gather(self) -> None:
+        for wanted in self._gatherings():
+            name = TASK_FILES[wanted.task - 1]
+            with tqdm(total=wanted.episodes, desc=f"demonstrations of {name}", unit="episode") as bar:
+                told = gather(wanted, self._demonstrations(wanted.task), bar.update)
+            print(f"{name}: {wanted.episodes} episodes, {told['frames']} frames, {told['tried']} tried")
+
+    def _gatherings(self) -> list[Gathering]:
+        return [Gathering(task, self.demonstrations) for task in TASKS]
+
+    def _demonstrations(self, task: int) -> Path:
+        return self.output / "demonstrations" / TASK_FILES[task - 1]
+
+    def see(self) -> None:
+        from kuavo_smolvla_ros.experiment.eyes import SeeingSettings, base_config, learn_to_see
+
+        settings = SeeingSettings()
+        about = {"seeing": asdict(settings), "data": [asdict(g) for g in self._gatherings()]}
+        kept = self._kept("seeing", about)
+        if kept is None:
+            folders = [self._demonstrations(task) for task in TASKS]
+            with tqdm(total=settings.steps, desc="learning to see", unit="step") as bar:
+
+                def progress(loss: float) -> None:
+                    bar.update()
+                    bar.set_postfix(loss=f"{loss:.4f}")
+
+                kept = learn_to_see(folders, base_config(folders[0]), settings, self._seeing, progress)
+            self._keep("seeing", about, kept)
+        for name, errors in kept.items():
+            listed = ", ".join(f"{thing} {error:.0f} mm" for thing, error in errors.items())
+            print(f"{name}: tells where things are within {listed} (rms, episodes it never saw)")
+
+    @property
+    def _seeing(self) -> Path:
+        return self.output / "seeing"
+
+    def train(self) -> None:
+        from kuavo_smolvla_ros.learning.interruption import interruptible
+
+        curriculum, run = curriculum_of(self.training, self._seeing, self.output, self.device)
+        # The references share the curriculum's stages where they are the same.
+        for way in sorted(self.ways, key=lambda way: way != CURRICULUM):
+            with interruptible() as interruption:
+                if not train(way, curriculum, run, interruption=interruption, say=print):
+                    raise KeyboardInterrupt
+
+    def trial_of(self, way: str, stage: int, task: int) -> Trial | None:
+        """The trial of a way's stage at a task, where the stage is trained and the policy can play it."""
+        folder = self._checkpoint(way, stage)
+        return Trial(str(folder), task) if folder is not None and can_play(folder, task) else None
+
+    def _checkpoint(self, way: str, stage: int) -> Path | None:
+        """A stage's result; the curriculum's own where a reference shares it."""
+        curriculum, _ = curriculum_of(self.training, self._seeing, self.output, self.device)
+        stages = stages_of(way, curriculum)
+        name = stages[stage].name
+        roots = [root_of(way, self.output)]
+        if way != CURRICULUM and stage < len(curriculum) and stages[stage].hash == curriculum[stage].hash:
+            roots.append(root_of(CURRICULUM, self.output))
+        for root in roots:
+            if (root / name / "training_results.json").is_file():
+                return root / name / "best"
+        return None
+
+    def cells(self) -> Iterator[tuple[str, int, int]]:
+        """Way, stage and task of every trial that is told of: all tasks seen so far; alone, its own."""
+        for way in self.ways:
+            if way == "joint":
+                yield from ((way, 0, task) for task in TASKS)
+            elif way == "single":
+                yield from ((way, task - 1, task) for task in TASKS)
+            else:
+                yield from ((way, stage, task) for stage in range(len(TASKS)) for task in TASKS[: stage + 1])
+
+    def play(self) -> None:
+        log = TrialLog(self.output, self.trials)
+        trials = [trial for cell in self.cells() if (trial := self.trial_of(*cell)) is not None]
+        trials = list(dict.fromkeys(trials))
+        wanted = Gathering(1, 1)
+        total = sum(len(log.missing(trial)) for trial in trials)
+        with tqdm(total=total, desc="trials", unit="episode") as bar:
+
+            def progress(trial: Trial, episode: dict[str, Any]) -> None:
+                bar.update()
+                bar.set_postfix(stage=Path(trial.checkpoint).parent.name, task=trial.task)
+
+            run_trials(trials, self.trials, (wanted.height, wanted.width), log, progress=progress)
+
+    def tell(self) -> None:
+        from kuavo_smolvla_ros.experiment.results import write_results
+
+        for folder in filter(None, (self.output, self.figures)):
+            print(write_results(self, folder))
+
+    def _kept(self, name: str, about: Any) -> Any:
+        file = self.output / f"{name}.json"
+        if not file.is_file():
+            return None
+        told = json.loads(file.read_text())
+        return told["result"] if told["about"] == json.loads(json.dumps(about)) else None
+
+    def _keep(self, name: str, about: Any, result: Any) -> None:
+        text = json.dumps({"about": about, "result": result}, indent=2)
+        (self.output / f"{name}.json").write_text(text + "\n")

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+
+from kuavo_smolvla_ros.experiment.ways import (
+    CURRICULUM,
+    TASK_FILES,
+    WAYS,
+    TrainingSettings,
+    curriculum_of,
+    root_of,
+    stages_of,
+)
+from kuavo_smolvla_ros.learning.stage import Curriculum, check_curriculum
+
+
+@pytest.fixture
+def curriculum(tmp_path: Path) -> Curriculum:
+    stages, _ = curriculum_of(TrainingSettings(steps=40), tmp_path / "seeing", tmp_path, "cpu")
+    return stages
+
+
+def test_the_curriculum_falls_in_rate_and_in_layers(curriculum: Curriculum, tmp_path: Path) -> None:
+    check_curriculum(curriculum)
+    rates = [stage.optimizer.lr for stage in curriculum]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[0] == pytest.approx(TrainingSettings().lr)
+    assert rates[3] / rates[0] == pytest.approx(0.4)  # 2e-5 to 5e-5, as on the full-size network
+    layers = [dict(stage.policy)["unfreeze_vision_layers"] for stage in curriculum]
+    assert layers == [(-1, -2), (-1,), (-1,), None]
+    assert curriculum[0].init.target == str(tmp_path / "seeing")
+    assert [stage.init.target for stage in curriculum[1:]] == list(TASK_FILES[:3])
+
+
+def test_replay_is_the_curriculums_own(curriculum: Curriculum) -> None:
+    assert curriculum[1].shares == (Fraction(1, 5), Fraction(4, 5))
+    assert curriculum[3].shares == (Fraction(1, 10), Fraction(1, 10), Fraction(1, 5), Fraction(3, 5))
+
+
+def test_no_replay_differs_in_the_mix_alone(curriculum: Curriculum) -> None:
+    for ours, theirs in zip(curriculum, stages_of("no_replay", curriculum), strict=True):
+        assert theirs.shares[-1] == 1
+        assert (ours.optimizer, ours.training, ours.policy) == (
+            theirs.optimizer,
+            theirs.training,
+            theirs.policy,
+        )
+
+
+def test_joint_training_gets_all_steps_and_the_first_stages_freedom(curriculum: Curriculum) -> None:
+    (stage,) = stages_of("joint", curriculum)
+    assert stage.training.max_steps == 160
+    assert stage.schedule.for_steps(160).factor(159, 1.0) < stage.schedule.for_steps(160).factor(100, 1.0)
+    assert stage.shares == (Fraction(1, 4),) * 4
+    assert (stage.optimizer, stage.policy) == (curriculum[0].optimizer, curriculum[0].policy)
+
+
+def test_each_alone_begins_where_the_first_does(curriculum: Curriculum) -> None:
+    stages = stages_of("single", curriculum)
+    assert [stage.task_names for stage in stages] == [(name,) for name in TASK_FILES]
+    assert {stage.init for stage in stages} == {curriculum[0].init}
+    assert {stage.optimizer.lr for stage in stages} == {curriculum[0].optimizer.lr}
+    assert stages[0].hash == curriculum[0].hash  # so it is not trained twice
+
+
+def test_every_way_has_a_place_of_its_own(tmp_path: Path) -> None:
+    places = [root_of(way, tmp_path) for way in WAYS]
+    assert len(set(places)) == len(WAYS)
+    assert places[0] == root_of(CURRICULUM, tmp_path) == tmp_path / "train"

@@ -1,0 +1,67 @@
+#!/usr/bin/env python3
+"""Four ways to train four tasks, held against each other by what the policies then do in the simulator.
+
+With the tiny network and on a CPU this takes hours. Everything is kept as it comes: interrupted, the same
+command goes on. The result is results.md in the output folder, with pictures; docs/results.md is one of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+EPILOG = """example:
+  python training/experiment.py                                        # all of it, in outputs/experiment
+  python training/experiment.py --ways curriculum no_replay            # only these
+  python training/experiment.py --demonstrations 300 --steps 20000 --trials 200 --device cuda
+
+exit status: 0 finished, or stopped by a signal and kept; 1 a step failed; 2 used wrongly
+"""
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    from kuavo_smolvla_ros.experiment.road import PARTS
+    from kuavo_smolvla_ros.experiment.ways import WAYS
+
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--output", type=Path, default=Path("outputs/experiment"), metavar="FOLDER")
+    parser.add_argument("--demonstrations", type=int, default=100, help="of each task (default 100)")
+    parser.add_argument("--steps", type=int, default=4000, help="of each stage (default 4000)")
+    parser.add_argument("--trials", type=int, default=50, help="of each policy at each task (default 50)")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="default all")
+    parser.add_argument(
+        "--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts of the road (default all)"
+    )
+    parser.add_argument("--latency", type=float, default=0.1, help="seconds to a chunk (default 0.1)")
+    parser.add_argument("--n-action-steps", type=int, default=4, help="between looks (default 4)")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--figures", type=Path, metavar="FOLDER", help="also write results.md and SVGs here")
+    args = parser.parse_args(argv)
+    for name in ("demonstrations", "steps", "trials", "n_action_steps"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} is at least 1")
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    from kuavo_smolvla_ros.errors import UsageError, UserError
+    from kuavo_smolvla_ros.experiment.road import Experiment
+
+    args = parse(argv)
+    try:
+        Experiment.of(args).run(args.only)
+    except UsageError as error:
+        print(f"experiment: {error}", file=sys.stderr)
+        return 2
+    except UserError as error:
+        print(f"experiment: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
