@@ -6,6 +6,8 @@ Opens the rerun viewer, or writes a recording that it opens elsewhere (a machine
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from pathlib import Path
 
 from kuavo_smolvla_ros.errors import UsageError, UserError
@@ -36,6 +38,9 @@ def run(args: argparse.Namespace) -> int:
     if args.episode < 0:
         raise UsageError(f"--episode {args.episode}: episodes count from 0")
     if args.save is None:
+        shown = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+        if sys.platform.startswith("linux") and not shown:
+            raise UsageError("the viewer needs a display, and DISPLAY is not set; use --save FILE.rrd instead")
         view.show_episode(args.dataset, args.episode)
         return 0
     if args.save.suffix != ".rrd":

@@ -59,6 +59,7 @@ def _read(recording: rr.dataframe.Recording, path: str) -> list:
         (["--episode", "7", "--save", "x.rrd"], 1, "episodes 0..0, not 7"),
         (["--episode", "-1"], 2, "count from 0"),
         (["--save", "x.mp4"], 2, "end in .rrd"),
+        (["--episode", "0"], 2, "needs a display, and DISPLAY is not set; use --save FILE.rrd"),
     ],
 )
 def test_wrong_use_is_said(
@@ -71,5 +72,8 @@ def test_wrong_use_is_said(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.platform", "linux")
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
     assert main(["view", str(dataset), *arguments]) == status
     assert says in capsys.readouterr().err
