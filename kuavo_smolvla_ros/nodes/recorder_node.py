@@ -94,6 +94,9 @@ class RecorderNode(Node):
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         self.create_timer(DRAIN_S, self.drain, clock=steady)
         self.create_timer(REPORT_S, self._look, clock=steady)
+        self.get_logger().info(
+            f"records {self.spec.name} to {self.folder}; call {self.get_fully_qualified_name()}/start"
+        )
 
     def _value(self, name: str) -> Any:
         return self.get_parameter(name).value
