@@ -214,6 +214,24 @@ def test_task_and_instruction_are_asked_for(stage: Any, spec: RobotSpec, recorde
     assert (metadata.task, metadata.instruction) == ("wave", "Wave with the left hand")
 
 
+def test_a_task_of_ones_own_is_a_file(
+    stage: Any, spec: RobotSpec, recorder: Any, folder: Path, tmp_path: Path
+) -> None:
+    own = tmp_path / "cups.yaml"
+    Player(stage, spec)
+    recorder(task=str(own))
+    assert "cups.yaml cannot be read" in stage.call("/recorder/start").message
+    own.write_text("task: {name: task5_cups, instruction: Stack the cups}\n")
+    begin(stage)
+    assert stage.call("/recorder/stop").success
+    (path,) = folder.iterdir()
+    assert path.name == "episode_0000_task5_cups"
+    with open_bag(path) as bag:
+        metadata = read_recording_metadata(bag.metadata)
+    assert metadata is not None
+    assert (metadata.task, metadata.instruction) == ("task5_cups", "Stack the cups")
+
+
 def test_discard_leaves_nothing_and_numbers_go_on(
     stage: Any, spec: RobotSpec, recorder: Any, folder: Path
 ) -> None:
