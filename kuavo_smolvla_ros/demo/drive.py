@@ -64,7 +64,7 @@ class DriveStep:
         tasks = [entry["task"] for entry in place.told["convert"]["datasets"]]
         with Crew(place.root / LOGS) as crew, Stage(crew, place, self.real_time_factor) as stage:
             told = [stage.drive(task, self.seconds, stops=task == tasks[0]) for task in tasks]
-            switch = stage.switch(tasks[0]) if len(tasks) > 1 else None
+            switch = stage.switch(tasks[-1], tasks[0]) if len(tasks) > 1 else None
             policy, held = stage.policy.now, dict(stage.held)
         place.say(
             f"{policy['chunks']} chunks, each after {float(policy['latency_p50_s']) * 1000:.0f} ms (median)"
@@ -183,11 +183,11 @@ class Stage:
         self._place.say(f"{task}: {', '.join(parts)}")
         return told
 
-    def switch(self, task: str) -> dict[str, Any]:
+    def switch(self, before: str, task: str) -> dict[str, Any]:
         """Say another sentence while the arms move: the first command for it comes so much later."""
         from kuavo_smolvla_ros.nodes.recording import instruction_of
 
-        before = self._executor.now["task"]
+        self._timed(self._moves, "the arms to move", MOVES_S)
         self._say(instruction_of(task) or task)
         took_s = self._timed(lambda: self._follows(task), f"the arms to move for {task}", MOVES_S)
         self._place.say(f"told to change from {before} to {task} while moving: {took_s:.2f} s")

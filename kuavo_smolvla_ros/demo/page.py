@@ -59,10 +59,10 @@ def _check(figures: Figures) -> str:
 def _record(figures: Figures) -> str:
     rows = [
         (e["task"], e["seed"], f"{e['seconds']:.1f} s", e["messages"], f"{e['megabytes']:.1f} MB",
-         e["lost"] or "none", e["bag"])
+         e["lost"] or "none")
         for e in figures["episodes"]
     ]  # fmt: skip
-    table = _table(("task", "seed", "length", "messages", "size", "lost", "recording"), rows)
+    table = _table(("task", "seed", "length", "messages", "size", "lost"), rows)
     sentences = dict.fromkeys(f"{e['task']}: {e['instruction']}" for e in figures["episodes"])
     return table + "".join(f"<p class=note>{escape(sentence)}</p>" for sentence in sentences)
 
@@ -162,8 +162,11 @@ def _drive(figures: Figures) -> str:
 
 
 def _film(path: str, caption: str) -> str:
-    # Half a second in: a first frame may show the scene before it was set.
-    player = f'<video src="{escape(path)}#t=0.5" controls muted loop playsinline preload="metadata"></video>'
+    # Without controls: they would cover half of so low a picture.
+    player = (
+        f'<video src="{escape(path)}" autoplay muted loop playsinline title="click to pause" '
+        'onclick="this.paused ? this.play() : this.pause()"></video>'
+    )
     return f'<div class="film">{player}<p>{escape(caption)}</p></div>'
 
 
