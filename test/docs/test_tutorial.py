@@ -199,7 +199,9 @@ def test_the_tutorial_as_a_shell_runs_it(folder: Path) -> None:
             ["bash", "-c", f"{exported}\nexec {last}"], cwd=folder, env=environment, stdout=file, stderr=file
         )
         try:
-            _wait_for(log, running, "task5_lift_block: Lift the red block", "executing")
+            _wait_for(
+                log, running, "task5_lift_block: Lift the red block", "active: publishing action chunks"
+            )
         finally:
             running.send_signal(signal.SIGINT)
             running.wait(30)
