@@ -63,8 +63,10 @@ def commands(body: str) -> list[str]:
 
 
 class Shell:
-    """As much of a shell as the tutorial uses, in this process: to read torch again for each command would take
-    longer than what they do."""
+    """As much of a shell as the tutorial uses, in this process.
+
+    To read torch again for each command would take longer than what they do.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.variables = {"PWD": str(folder)}
