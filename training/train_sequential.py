@@ -21,7 +21,7 @@ EPILOG = """examples:
   accelerate launch --config_file config/accelerate/gpus.yaml training/train_sequential.py stages=all
   python training/train_sequential.py stages=all --reference no_replay
   python training/train_sequential.py task=mine/task5_lift_block.yaml
-  python training/train_sequential.py task=mine/task5.yaml curriculum=[mine/task5.yaml] init=pretrained
+  python training/train_sequential.py task=mine/task5.yaml 'curriculum=[mine/task5.yaml]' init=pretrained
 
 exit status: 0 trained, or stopped by Ctrl-C or SIGTERM and saved; 1 training or data failed; 2 used wrongly
 """
