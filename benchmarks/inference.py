@@ -484,8 +484,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, help="torch threads (default: torch's own choice)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to a file")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the ladder (.svg or .png)")
+    parser.add_argument(
+        "--redraw", type=Path, metavar="FILE", help="measure nothing: --plot the figures of an earlier --json"
+    )
     parser.add_argument("--check", action="store_true", help="exit 1 where a figure misses its target")
     args = parser.parse_args()
+    if args.redraw is not None and args.plot is None:
+        parser.error("--redraw needs --plot FILE")
     if args.repeats < 1 or (args.threads is not None and args.threads < 1):
         parser.error("--repeats and --threads must be 1 or more")
     if args.device == "cuda" and not torch.cuda.is_available():
@@ -495,6 +500,10 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_arguments()
+    if args.redraw is not None:
+        before = json.loads(args.redraw.read_text())
+        draw(before["rows"], before["title"], args.plot)
+        return 0
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     bench = Bench(args)

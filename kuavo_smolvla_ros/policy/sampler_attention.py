@@ -2,7 +2,9 @@
 
 torch's fused kernel for CPUs multiplies with a BLAS that does not use the vector width of processors of
 other makers than its own. oneDNN does: scores of one head at a time, small enough to stay in the cache, are
-then twice as fast. Scores are in single precision in both cases, whatever the precision around them.
+then twice as fast on one thread. On several, torch divides the heads among them, while these small products
+make all threads wait for each other hundreds of times: no gain on an idle machine, and up to ten times the
+time on a busy one. Scores are in single precision in both cases, whatever the precision around them.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ WORTH_IT = 2**18  # below it the calls cost more than they save
 
 def attend_patches(queries: Tensor, keys: Tensor, values: Tensor, *, onednn: bool) -> Tensor:
     """Every patch over every patch: (N, L, H, D) each -> (N, L, H * D)."""
-    if onednn and queries.shape[1] ** 2 >= WORTH_IT:
+    if onednn and queries.shape[1] ** 2 >= WORTH_IT and torch.get_num_threads() == 1:
         return _attend_by_head(queries, keys, values).flatten(2)
     queries, keys, values = (x.transpose(1, 2) for x in (queries, keys, values))
     return F.scaled_dot_product_attention(queries, keys, values, scale=1.0).transpose(1, 2).flatten(2)

@@ -32,6 +32,10 @@ def everywhere(monkeypatch):
     monkeypatch.setattr("kuavo_smolvla_ros.policy.sampler.WIDE", 0)
     monkeypatch.setattr("kuavo_smolvla_ros.policy.sampler_attention.WORTH_IT", 0)
     monkeypatch.setattr("kuavo_smolvla_ros.policy.sampler_attention.SCORES", 64 * 20)  # several blocks
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # its attention is for one
+    yield
+    torch.set_num_threads(threads)
 
 
 class TestChunk:
