@@ -30,6 +30,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--output", type=Path, default=Path("outputs/experiment"), metavar="FOLDER")
     parser.add_argument("--demonstrations", type=int, default=100, help="of each task (default 100)")
+    parser.add_argument("--seeing-steps", type=int, default=2400, help="of learning to see (default 2400)")
     parser.add_argument("--steps", type=int, default=4000, help="of each stage (default 4000)")
     parser.add_argument("--trials", type=int, default=50, help="of each policy at each task (default 50)")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="default all")
@@ -38,10 +39,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--latency", type=float, default=0.1, help="seconds to a chunk (default 0.1)")
     parser.add_argument("--n-action-steps", type=int, default=4, help="between looks (default 4)")
+    parser.add_argument("--workers", type=int, default=1, help="processes that play trials (default 1)")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--figures", type=Path, metavar="FOLDER", help="also write results.md and SVGs here")
     args = parser.parse_args(argv)
-    for name in ("demonstrations", "steps", "trials", "n_action_steps"):
+    for name in ("demonstrations", "seeing_steps", "steps", "trials", "n_action_steps", "workers"):
         if getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} is at least 1")
     return args

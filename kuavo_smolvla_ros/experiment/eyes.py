@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kuavo_smolvla_ros.experiment.gather import ABOUT
+from kuavo_smolvla_ros.experiment.seeing import SeeingSettings
 from kuavo_smolvla_ros.policy.build import NETWORK_PREFIX, WEIGHTS_FILE
 from kuavo_smolvla_ros.policy.checkpoint import (
     CHECKPOINT_FILE,
@@ -42,16 +43,6 @@ LEAST_SPREAD_RAD = 0.05
 HELD_OUT = 0.1
 """Share of the episodes that only the errors below are computed from."""
 PROBE = 512
-
-
-@dataclass(frozen=True)
-class SeeingSettings:
-    steps: int = 2400
-    batch: int = 32
-    lr: float = 2e-3
-    weight_decay: float = 1e-4
-    warmup: int = 200
-    seed: int = 0
 
 
 @dataclass
@@ -160,7 +151,8 @@ def _write(policy: KuavoSmolVLAPolicy, folder: Path) -> None:
 def _scenes(folder: Path) -> _Scenes:
     places = torch.from_numpy(np.load(folder / "places.npy"))
     episodes = np.load(folder / "episodes.npy")
-    training = episodes < (1 - HELD_OUT) * (episodes.max() + 1)
+    # At least one of several; a single one is all there is to learn from.
+    training = episodes < min((1 - HELD_OUT) * (episodes.max() + 1), max(episodes.max(), 1))
     spread = places[training].std(0).clamp_min(LEAST_SPREAD_M)
     return _Scenes(
         np.load(folder / "pictures.npy", mmap_mode="r"),
@@ -186,6 +178,9 @@ def _course(step: int, settings: SeeingSettings) -> float:
 
 @torch.no_grad()
 def _errors(see: Callable[[Tensor], Tensor], seer: _Seer, scene: _Scenes, task: int) -> dict[str, float]:
+    """Nothing where no episode was held out."""
+    if not len(scene.held_out):
+        return {}
     rows = np.random.default_rng(0).choice(scene.held_out, min(PROBE, len(scene.held_out)), replace=False)
     pictures, state, places = scene.batch(rows)
     squares = ((seer(see(pictures), state, task) - places) * scene.spread).square().mean(0)

@@ -13,6 +13,7 @@ from kuavo_smolvla_ros.experiment.trials import TrialLog
 from kuavo_smolvla_ros.experiment.ways import CURRICULUM
 from kuavo_smolvla_ros.learning import charts
 from kuavo_smolvla_ros.learning.metrics import average, max_forgetting, negative_backward_transfer
+from kuavo_smolvla_ros.learning.success import tally
 from kuavo_smolvla_ros.policy.checkpoint import write_json
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ def _page(experiment: Experiment, cells: Cells) -> Iterator[str]:
         yield from _stages(cells, way)
     yield from _ends(cells)
     yield from _figures(cells)
+    yield from _language(experiment, cells)
 
 
 def _stages(cells: Cells, way: str) -> Iterator[str]:
@@ -135,6 +137,31 @@ def _figures(cells: Cells) -> Iterator[str]:
         alone = float(np.mean([entry["success"] for entry in single if entry]))
         shares = " | ".join(f"{average(scores) / alone:.2f} x" if alone else "-" for _, scores in rows)
         yield f"| mean success, of that of each alone | {shares} |"
+
+
+def _language(experiment: Experiment, cells: Cells) -> Iterator[str]:
+    """Success under other words for the task, and under the words of other tasks, by the scene."""
+    log = TrialLog(experiment.output, experiment.trials)
+    same: dict[int, list[dict[str, Any]]] = {}
+    other: dict[int, list[dict[str, Any]]] = {}
+    for spoken, trial in experiment.spoken():
+        if log.missing(trial):
+            return
+        into = same if spoken.meant == spoken.task else other
+        into.setdefault(spoken.task, []).extend(log.episodes(trial))
+    if not same:
+        return
+    yield from ("", "## Told in other words", "")
+    yield "The last policy of the curriculum with replay, in the scene of each task."
+    yield from (
+        "",
+        "| success when told | task 1 | task 2 | task 3 | task 4 |",
+        "| --- | --- | --- | --- | --- |",
+    )
+    own = [_cell(cells.get((CURRICULUM, 3, task))) for task in (1, 2, 3, 4)]
+    yield f"| the task's own sentence | {' | '.join(own)} |"
+    for title, found in (("sentences held out of training", same), ("sentences of other tasks", other)):
+        yield f"| {title} | {' | '.join(_cell(tally(found[task])) for task in (1, 2, 3, 4))} |"
 
 
 def _cell(told: Mapping[str, Any] | None) -> str:

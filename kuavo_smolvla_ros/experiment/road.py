@@ -6,6 +6,7 @@ import argparse
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from tqdm import tqdm
 
 from kuavo_smolvla_ros.experiment.gather import Gathering, gather
 from kuavo_smolvla_ros.experiment.play import Manner
+from kuavo_smolvla_ros.experiment.seeing import SeeingSettings
 from kuavo_smolvla_ros.experiment.trials import Trial, TrialLog, TrialSettings, can_play, run_trials
 from kuavo_smolvla_ros.experiment.ways import (
     CURRICULUM,
@@ -23,9 +25,20 @@ from kuavo_smolvla_ros.experiment.ways import (
     stages_of,
     train,
 )
+from kuavo_smolvla_ros.learning.paraphrases import held_out_paraphrases
+from kuavo_smolvla_ros.learning.stage import Curriculum
 
 PARTS = ("gather", "see", "train", "play", "tell")
 TASKS = (1, 2, 3, 4)
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """A sentence said in the scene of `task`; it means the task `meant`."""
+
+    task: int
+    meant: int
+    sentence: str
 
 
 @dataclass(frozen=True)
@@ -34,10 +47,12 @@ class Experiment:
 
     output: Path
     demonstrations: int
+    seeing: SeeingSettings
     training: TrainingSettings
     trials: TrialSettings
     ways: tuple[str, ...]
     device: str
+    workers: int
     figures: Path | None
 
     @classmethod
@@ -46,10 +61,12 @@ class Experiment:
         return cls(
             args.output.resolve(),
             args.demonstrations,
+            SeeingSettings(steps=args.seeing_steps),
             TrainingSettings(steps=args.steps),
             TrialSettings(episodes=args.trials, manner=manner),
             tuple(args.ways),
             args.device,
+            args.workers,
             args.figures,
         )
 
@@ -72,9 +89,9 @@ class Experiment:
         return self.output / "demonstrations" / TASK_FILES[task - 1]
 
     def see(self) -> None:
-        from kuavo_smolvla_ros.experiment.eyes import SeeingSettings, base_config, learn_to_see
+        from kuavo_smolvla_ros.experiment.eyes import base_config, learn_to_see
 
-        settings = SeeingSettings()
+        settings = self.seeing
         about = {"seeing": asdict(settings), "data": [asdict(g) for g in self._gatherings()]}
         kept = self._kept("seeing", about)
         if kept is None:
@@ -88,12 +105,16 @@ class Experiment:
                 kept = learn_to_see(folders, base_config(folders[0]), settings, self._seeing, progress)
             self._keep("seeing", about, kept)
         for name, errors in kept.items():
-            listed = ", ".join(f"{thing} {error:.0f} mm" for thing, error in errors.items())
+            listed = ", ".join(f"{thing} {error:.0f} mm" for thing, error in errors.items()) or "unknown"
             print(f"{name}: tells where things are within {listed} (rms, episodes it never saw)")
 
     @property
     def _seeing(self) -> Path:
         return self.output / "seeing"
+
+    @cached_property
+    def _curriculum(self) -> Curriculum:
+        return curriculum_of(self.training, self._seeing, self.output, self.device)[0]
 
     def train(self) -> None:
         from kuavo_smolvla_ros.learning.interruption import interruptible
@@ -112,7 +133,7 @@ class Experiment:
 
     def _checkpoint(self, way: str, stage: int) -> Path | None:
         """A stage's result; the curriculum's own where a reference shares it."""
-        curriculum, _ = curriculum_of(self.training, self._seeing, self.output, self.device)
+        curriculum = self._curriculum
         stages = stages_of(way, curriculum)
         name = stages[stage].name
         roots = [root_of(way, self.output)]
@@ -136,7 +157,7 @@ class Experiment:
     def play(self) -> None:
         log = TrialLog(self.output, self.trials)
         trials = [trial for cell in self.cells() if (trial := self.trial_of(*cell)) is not None]
-        trials = list(dict.fromkeys(trials))
+        trials = list(dict.fromkeys([*trials, *(trial for _, trial in self.spoken())]))
         wanted = Gathering(1, 1)
         total = sum(len(log.missing(trial)) for trial in trials)
         with tqdm(total=total, desc="trials", unit="episode") as bar:
@@ -145,7 +166,25 @@ class Experiment:
                 bar.update()
                 bar.set_postfix(stage=Path(trial.checkpoint).parent.name, task=trial.task)
 
-            run_trials(trials, self.trials, (wanted.height, wanted.width), log, progress=progress)
+            run_trials(
+                trials, self.trials, (wanted.height, wanted.width), log,
+                workers=self.workers, device=self.device, progress=progress,
+            )  # fmt: skip
+
+    def spoken(self) -> Iterator[tuple[Spoken, Trial]]:
+        """What the curriculum's last policy is told instead of a task's own sentence."""
+        last = self._checkpoint(CURRICULUM, len(TASKS) - 1) if CURRICULUM in self.ways else None
+        if last is None:
+            return
+        paraphrases = held_out_paraphrases()
+        own = {stage.task.number: stage.task.instruction for stage in self._curriculum}
+        for task, file in zip(TASKS, TASK_FILES, strict=True):
+            share = -(-self.trials.episodes // len(paraphrases[file]))
+            for sentence in paraphrases[file]:
+                yield Spoken(task, task, sentence), Trial(str(last), task, sentence, share)
+            for other in TASKS:
+                if other != task:
+                    yield Spoken(task, other, own[other]), Trial(str(last), task, own[other], share)
 
     def tell(self) -> None:
         from kuavo_smolvla_ros.experiment.results import write_results

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from kuavo_smolvla_ros.experiment.eyes import SeeingSettings, base_config, learn_to_see
+from kuavo_smolvla_ros.experiment.eyes import base_config, learn_to_see
+from kuavo_smolvla_ros.experiment.seeing import SeeingSettings
 from kuavo_smolvla_ros.experiment.ways import TASK_FILES
 from kuavo_smolvla_ros.policy.build import WEIGHTS_FILE, new_network, read_policy_weights
 from kuavo_smolvla_ros.policy.plain_smolvla import read_config
@@ -27,6 +28,7 @@ def test_seeing_improves_and_is_stored_as_a_start(folders: list[Path], tmp_path:
     assert set(errors) == set(TASK_FILES)
     assert errors[TASK_FILES[2]].keys() == {"square", "back_bottle_1"}
     assert all(error >= 0 for of_task in errors.values() for error in of_task.values())
+    assert errors[TASK_FILES[3]] == {}  # its only episode was learnt from
     stored = read_config(tmp_path / "seeing")
     assert not stored.plain
     assert stored.config.cameras == config.cameras

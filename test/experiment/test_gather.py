@@ -41,7 +41,8 @@ def test_an_episode_ends_with_success_and_its_arrays_agree(bottles: Simulation) 
 def test_the_same_seed_is_the_same_episode(bottles: Simulation) -> None:
     wanted = Gathering(3, 1, height=8, width=12)
     first, second = (demonstrate(bottles, 5, wanted) for _ in range(2))
-    assert first is not None and second is not None
+    assert first is not None
+    assert second is not None
     for name in first:
         np.testing.assert_array_equal(first[name], second[name])
 
@@ -50,7 +51,8 @@ def test_pushed_arms_are_told_the_experts_way(bottles: Simulation) -> None:
     """The arms are somewhere else, and what is to be learnt from there is as smooth as without pushes."""
     calm = demonstrate(bottles, 7, Gathering(3, 1, height=8, width=12, nudge_rad=0.0))
     pushed = demonstrate(bottles, 7, Gathering(3, 1, height=8, width=12, nudge_rad=0.02))
-    assert calm is not None and pushed is not None
+    assert calm is not None
+    assert pushed is not None
     both = min(len(calm["states"]), len(pushed["states"]))
     assert np.abs(calm["states"][:both] - pushed["states"][:both]).max() > 0.01
 

@@ -14,7 +14,7 @@ from kuavo_smolvla_ros.sim.episode import run_expert
 from kuavo_smolvla_ros.sim.simulation import Simulation
 from kuavo_smolvla_ros.sim.tasks import make_task
 
-CHUNK = 16
+CHUNK, REST = 16, 6
 
 
 class Remembers:
@@ -22,7 +22,8 @@ class Remembers:
 
     def __init__(self, sim: Simulation, seed: int) -> None:
         self._sim = sim
-        self._way = [sim.target.copy()]
+        # A moment at rest, so that the first chunk finds the arms where it says.
+        self._way = [sim.target.copy() for _ in range(REST)]
         run_expert(sim, seed, on_step=lambda action: self._way.append(action.copy()))
         self._asked: list[dict[str, Any]] = []
 
@@ -49,7 +50,7 @@ def bottles() -> Simulation:
     return Simulation(make_task(3))
 
 
-@pytest.mark.parametrize("latency_s", [0.0, 0.1, 0.3])
+@pytest.mark.parametrize("latency_s", [0.0, 0.3])
 def test_who_knows_the_way_succeeds_however_late_chunks_arrive(bottles: Simulation, latency_s: float) -> None:
     """Chunks are time-stamped: what is late in them is left out, and the rest is still right."""
     thinker = Remembers(bottles, 3)
@@ -114,13 +115,14 @@ def test_a_leap_is_refused_and_the_arms_stay(bottles: Simulation) -> None:
 
 def test_the_same_seed_is_played_the_same(bottles: Simulation) -> None:
     thinker = Remembers(bottles, 3)
-    played = [play(bottles, load_spec("kuavo_sim"), thinker, 3, Manner()) for _ in range(2)]
+    played = [play(bottles, load_spec("kuavo_sim"), thinker, 3, Manner(), until_s=3.0) for _ in range(2)]
     assert played[0] == played[1]
+    assert played[0].chunks > 3
 
 
 def test_a_robot_that_walks_walks() -> None:
     sim = Simulation(make_task(4))
     thinker = Remembers(sim, 3)
-    thinker._way[0] = np.concatenate([thinker._way[0], np.zeros(4)])
-    played = play(sim, load_spec("kuavo_mobile"), thinker, 3, Manner(latency_s=0.1))
+    thinker._way[:REST] = [np.concatenate([rest, np.zeros(4)]) for rest in thinker._way[:REST]]
+    played = play(sim, load_spec("kuavo_mobile"), thinker, 3, Manner(latency_s=0.1), until_s=8.0)
     assert played.score >= 20.0  # stood where the item is to be picked

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kuavo_smolvla_ros.experiment.results import _cell, _ends, _figures, _stages, last_stage, matrix
+from kuavo_smolvla_ros.learning.metrics import wilson
+
+
+def told(successes: int, trials: int = 50) -> dict[str, Any]:
+    interval = wilson(successes, trials)
+    return {
+        "successes": successes,
+        "trials": trials,
+        "success": successes / trials,
+        "interval_95": [interval.low, interval.high],
+    }
+
+
+def cells(way: str, rows: list[list[int]]) -> dict[tuple[str, int, int], dict[str, Any]]:
+    return {
+        (way, stage, task): told(count)
+        for stage, row in enumerate(rows)
+        for task, count in enumerate(row, start=1)
+    }
+
+
+KEPT = cells("curriculum", [[45], [44, 42], [43, 42, 41], [43, 41, 40, 45]])
+LOST = cells("no_replay", [[45], [10, 43], [0, 5, 44], [0, 0, 6, 45]])
+ALONE = {("single", task - 1, task): told(count) for task, count in enumerate((45, 44, 43, 46), 1)}
+
+
+def test_a_matrix_needs_every_task_tried_after_its_own_and_later_stages() -> None:
+    scores = matrix(KEPT, "curriculum")
+    assert scores is not None
+    assert scores[3].tolist() == [0.86, 0.82, 0.8, 0.9]
+    assert np.isnan(scores[0, 1])
+    incomplete = {cell: entry for cell, entry in KEPT.items() if cell != ("curriculum", 3, 2)}
+    assert matrix(incomplete, "curriculum") is None
+    assert matrix(KEPT, "no_replay") is None
+
+
+def test_a_cell_says_share_and_interval_or_nothing() -> None:
+    assert _cell(told(45)) == "90% [79%, 96%]"
+    assert _cell(None) == ""
+
+
+def test_the_tables_of_a_way_show_what_is_known() -> None:
+    lines = list(_stages(KEPT, "curriculum"))
+    assert any(line.startswith("| after stage 4 | 86%") for line in lines)
+    assert any("results_curriculum.svg" in line for line in lines)
+    assert list(_stages(KEPT, "no_replay")) == []
+
+
+def test_the_end_of_each_way_has_its_own_stage() -> None:
+    assert [last_stage("single", task) for task in (1, 4)] == [0, 3]
+    assert last_stage("joint", 3) == 0
+    assert last_stage("curriculum", 1) == 3
+    text = "\n".join(_ends({**KEPT, **LOST, **ALONE}))
+    assert "| each alone | 90% [79%, 96%] |" in text
+    assert "84.5% |" in text
+    assert "all four at once" not in text
+
+
+def test_a_mean_of_some_tasks_is_not_told() -> None:
+    some = {cell: entry for cell, entry in ALONE.items() if cell[2] != 2}
+    assert "not measured" in "\n".join(_ends(some))
+
+
+def test_figures_follow_from_the_matrices() -> None:
+    text = "\n".join(_figures({**KEPT, **LOST, **ALONE}))
+    assert "| mean success in the end | 84.5% | 25.5% |" in text
+    shares = next(line for line in text.splitlines() if "each alone" in line)
+    assert "0.95 x" in shares
+    lost = next(line for line in text.splitlines() if "NBT" in line)
+    kept, forgotten = (float(part.strip(" %")) for part in lost.split("|")[2:4])
+    assert kept < 5 < forgotten
+
+
+@pytest.mark.parametrize("given", [{}, ALONE])
+def test_without_a_matrix_there_are_no_figures(given: dict[tuple[str, int, int], Any]) -> None:
+    assert list(_figures(given)) == []
