@@ -14,6 +14,7 @@ from kuavo_smolvla_ros.errors import UsageError, UserError
 COMMANDS = {
     "demo": "walk the whole road in small: record simulated episodes, convert and judge them",
     "bringup": "start nodes together: policy and executor, a simulated Kuavo, or a recorder",
+    "call": "call a node's service, or tell it a sentence, where ROS's own tools are not installed",
     "check": "compare a robot description with a bag or the live robot",
     "dataset": "look at, merge, divide, or take a part of datasets",
     "doctor": "report what this machine has, and what each missing thing disables",

@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     if args.save is None:
         shown = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
         if sys.platform.startswith("linux") and not shown:
-            raise UsageError("the viewer needs a display, and DISPLAY is not set; use --save FILE.rrd instead")
+            raise UsageError("a viewer needs a display, and DISPLAY is not set; use --save FILE.rrd instead")
         view.show_episode(args.dataset, args.episode)
         return 0
     if args.save.suffix != ".rrd":

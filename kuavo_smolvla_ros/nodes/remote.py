@@ -10,6 +10,7 @@ from typing import Any
 import rclpy
 from rcl_interfaces.srv import SetParameters
 from rclpy.context import Context
+from rclpy.duration import Duration
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile
@@ -20,6 +21,7 @@ from kuavo_smolvla_ros.errors import UserError
 POLL_S = 0.005
 PATIENCE_S = 30.0
 ANSWER_WITHIN_S = 10.0
+ARRIVES_WITHIN_S = 2.0
 
 
 class RemoteError(UserError):
@@ -78,13 +80,14 @@ class Remote:
             self._node.create_subscription(kind, topic, take, qos)
 
     def say(self, topic: str, message: Any) -> None:
-        """Publish one message, once somebody listens."""
+        """Publish one message, once somebody listens; returns when it has arrived."""
         with self._lock:
             if topic not in self._publishers:
                 self._publishers[topic] = self._node.create_publisher(type(message), topic, 10)
         publisher = self._publishers[topic]
         self.wait(publisher.get_subscription_count, f"somebody who listens on {topic}")
         publisher.publish(message)
+        publisher.wait_for_all_acked(Duration(seconds=ARRIVES_WITHIN_S))
 
     def _ask(self, kind: type, name: str, request: Any) -> Any:
         with self._lock:

@@ -59,7 +59,7 @@ def _read(recording: rr.dataframe.Recording, path: str) -> list:
         (["--episode", "7", "--save", "x.rrd"], 1, "episodes 0..0, not 7"),
         (["--episode", "-1"], 2, "count from 0"),
         (["--save", "x.mp4"], 2, "end in .rrd"),
-        (["--episode", "0"], 2, "needs a display, and DISPLAY is not set; use --save FILE.rrd"),
+        (["--episode", "0"], 2, "needs a display, and DISPLAY is not set; use --save"),
     ],
 )
 def test_wrong_use_is_said(

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from std_msgs.msg import String
 
+from kuavo_smolvla_ros.cli import main
 from kuavo_smolvla_ros.errors import UserError
 from kuavo_smolvla_ros.nodes.remote import Remote, RemoteError
 
@@ -58,3 +59,29 @@ def test_waiting_ends_with_who_is_waited_for(stage: Any) -> None:
         pytest.raises(UserError, match="the simulator ended with status 1"),
     ):
         made.wait(lambda: False, "the simulator", 60.0)
+
+
+def test_the_command_calls_services_and_says_sentences(
+    stage: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in stage.env.items():
+        monkeypatch.setenv(name, value)
+    stage.start("recorder_node", folder=str(tmp_path), task="")
+    assert main(["call", "/recorder/discard"]) == 1
+    assert "nothing is being recorded" in capsys.readouterr().out
+    heard: list[str] = []
+    with Remote(int(stage.env["ROS_DOMAIN_ID"])) as other:
+        other.hear(String, "/policy/instruction", lambda message: heard.append(message.data))
+        assert main(["call", "/policy/instruction", "Wave: now"]) == 0
+        other.wait(lambda: heard == ["Wave: now"], "the sentence")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [(["recorder/start"], "is no full name"), (["/policy/instruction", " "], "empty")],
+)
+def test_a_call_that_cannot_be_meant(
+    arguments: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["call", *arguments]) == 2
+    assert complaint in capsys.readouterr().err
