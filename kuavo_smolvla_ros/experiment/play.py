@@ -107,7 +107,9 @@ def play(
             watch()
         period += 1
     score = sim.score()
-    return Played(seed, score.success, score.total, sim.time_s, mind.sequence, refused, tuple(stops))
+    return Played(
+        seed, bool(score.success), float(score.total), sim.time_s, mind.sequence, refused, tuple(stops)
+    )
 
 
 class _Mind:

@@ -22,6 +22,7 @@ class Remembers:
 
     def __init__(self, sim: Simulation, seed: int) -> None:
         self._sim = sim
+        sim.reset(seed)
         # A moment at rest, so that the first chunk finds the arms where it says.
         self._way = [sim.target.copy() for _ in range(REST)]
         run_expert(sim, seed, on_step=lambda action: self._way.append(action.copy()))
