@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -88,6 +89,8 @@ class TrainStep:
         from kuavo_smolvla_ros.learning.stage_config import read_request
         from kuavo_smolvla_ros.video_decoder import choose_video_backend
 
+        # Of torchvision's next version but one; a newcomer can do nothing about it.
+        warnings.filterwarnings("ignore", message="The video decoding and encoding capabilities")
         # A stage that was trained with other settings, or on other data, is refused rather than gone on with.
         start_anew_for(place.root / TRAIN, {"settings": self.settings(), "data": place.told["convert"]})
         backend = choose_video_backend()
