@@ -72,6 +72,11 @@ class Terms:
     """Of values that they keep from being executed, only finite ones are asked for."""
 
 
+def uniform_times_ns(count: int, fps: float) -> NDArray[np.int64]:
+    """Times of a chunk's points after its stamp: i / fps, without drift."""
+    return np.round(np.arange(count) * (NS_PER_S / fps)).astype(np.int64)
+
+
 def chunk_from_points(
     points: Sequence[Sequence[float]],
     *,

@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from kuavo_smolvla_ros.control.chunk import NS_PER_S, ActionChunk
+from kuavo_smolvla_ros.control.chunk import NS_PER_S, ActionChunk, uniform_times_ns
 from kuavo_smolvla_ros.control.executor import Executor
 from kuavo_smolvla_ros.control.reasons import State
 from kuavo_smolvla_ros.control.records import Inputs, JointSample
@@ -143,11 +143,15 @@ class _Mind:
         )
         self.sequence += 1
         names = self._spec.action_names
-        times_ns = np.round(np.arange(len(values)) * (NS_PER_S / fps)).astype(np.int64)
         chunk = ActionChunk(
-            now_ns, times_ns, names, np.asarray(values, np.float64)[:, : len(names)], self._task,
-            self.sequence, self._spec.fingerprint,
-        )  # fmt: skip
+            stamp_ns=now_ns,
+            times_ns=uniform_times_ns(len(values), fps),
+            names=names,
+            values=np.asarray(values, np.float64)[:, : len(names)],
+            task=self._task,
+            sequence=self.sequence,
+            fingerprint=self._spec.fingerprint,
+        )
         self._on_its_way = now_ns + round(manner.latency_s * NS_PER_S), chunk
         self._previous = chunk
         self._due_ns = now_ns + round(manner.n_action_steps * NS_PER_S / fps)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from kuavo_smolvla_ros.control.chunk import ActionChunk, Refusal, chunk_from_points
@@ -50,11 +49,6 @@ def from_message(message: Any) -> ActionChunk | Refusal:
         sequence=int(sequence),
         fingerprint=fingerprint,
     )
-
-
-def uniform_times_ns(count: int, fps: float) -> np.ndarray:
-    """Times of a chunk's points after its stamp: i / fps, without drift."""
-    return np.round(np.arange(count) * (NS_PER_S / fps)).astype(np.int64)
 
 
 def _duration(nanoseconds: int) -> dict[str, int]:

@@ -17,9 +17,8 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from kuavo_smolvla_ros.control.chunk import ActionChunk
+from kuavo_smolvla_ros.control.chunk import ActionChunk, uniform_times_ns
 from kuavo_smolvla_ros.errors import UserError
-from kuavo_smolvla_ros.nodes.chunk_message import uniform_times_ns
 from kuavo_smolvla_ros.nodes.instruction import Instruction
 from kuavo_smolvla_ros.nodes.observer import Decoded, Observer
 from kuavo_smolvla_ros.nodes.turns import continued, in_turns

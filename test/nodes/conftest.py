@@ -33,8 +33,8 @@ from std_msgs.msg import Header, String
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
-from kuavo_smolvla_ros.control.chunk import ActionChunk
-from kuavo_smolvla_ros.nodes.chunk_message import to_message, uniform_times_ns
+from kuavo_smolvla_ros.control.chunk import ActionChunk, uniform_times_ns
+from kuavo_smolvla_ros.nodes.chunk_message import to_message
 from kuavo_smolvla_ros.robot.messages import build, stamp_fields
 from kuavo_smolvla_ros.robot.spec import RobotSpec, load_spec
 from kuavo_smolvla_ros.robot.vectors import decode_block, encode_state

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from rclpy.serialization import deserialize_message, serialize_message
 from trajectory_msgs.msg import JointTrajectory
 
-from kuavo_smolvla_ros.control.chunk import ActionChunk, Refusal
+from kuavo_smolvla_ros.control.chunk import ActionChunk, Refusal, uniform_times_ns
 from kuavo_smolvla_ros.errors import UsageError
 from kuavo_smolvla_ros.nodes.bringup import BRINGUPS
-from kuavo_smolvla_ros.nodes.chunk_message import from_message, to_message, uniform_times_ns
+from kuavo_smolvla_ros.nodes.chunk_message import from_message, to_message
 from kuavo_smolvla_ros.nodes.command_line import command_line
 from kuavo_smolvla_ros.nodes.instruction import FREE_TASK, known_tasks, resolve
 from kuavo_smolvla_ros.nodes.parameters import Param, refuse
