@@ -199,8 +199,10 @@ class Stage:
         self._timed(lambda: self._executor.now["state"] == "holding", "the arms to rest", MOVES_S)
         stop_s = time.monotonic() - begun
         reason = self._executor.now["reason"]
+        begun = time.monotonic()
         self._remote.wait(self._resumes, "the executor to resume", MOVES_S)
-        resume_s = self._timed(self._moves, "the arms to move", MOVES_S)
+        self._timed(self._moves, "the arms to move", MOVES_S)
+        resume_s = time.monotonic() - begun
         return {"stop_s": round(stop_s, 3), "stop_reason": reason, "resume_s": round(resume_s, 3)}
 
     def _resumes(self) -> bool:
