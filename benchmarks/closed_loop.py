@@ -141,6 +141,11 @@ def summary(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return table
 
 
+def pooled(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The same for all numbers of steps together: fewer figures, and more episodes in each."""
+    return summary({**row, "n_action_steps": 0} for row in rows)
+
+
 def overall(table: list[dict[str, Any]]) -> dict[str, float]:
     """The figures that targets are set for."""
 
@@ -178,8 +183,9 @@ def show(table: list[dict[str, Any]]) -> None:
     for row in table:
         took = "-" if row["time_s"] is None else f"{row['time_s']:.1f}"
         failures = ", ".join(f"{how} {count}" for how, count in row["failures"].items())
+        steps = row["n_action_steps"] or "all"
         print(
-            f"{row['n_action_steps']:>6}{row['latency_s']:>11.1f}{row['mode']:>13}{row['episodes']:>10}"
+            f"{steps:>6}{row['latency_s']:>11.1f}{row['mode']:>13}{row['episodes']:>10}"
             f"{row['success']:>9.0%}{row['low']:>7.0%}..{row['high']:<4.0%}{took:>9}  {failures}"
         )
 
@@ -264,7 +270,7 @@ def main(argv: list[str] | None = None) -> int:
             bar.update()
     found = [rows[name] for name in names if name in rows]
     table = summary(found)
-    show(table)
+    show([*table, *pooled(found)])
     if args.json is not None:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
