@@ -9,6 +9,7 @@ from enum import Enum
 from fractions import Fraction
 from typing import Any
 
+from kuavo_smolvla_ros.data.task_file import shipped_tasks
 from kuavo_smolvla_ros.errors import UserError
 from kuavo_smolvla_ros.learning.stage import Stage
 
@@ -120,12 +121,8 @@ def _retain(stage: Stage, name: str, verdict: Verdict) -> str:
     parts = []
     if wanted > old:
         changed = shares | {name: wanted, own: shares[own] - (wanted - old)}
-        options = " ".join(
-            f"replay.shares.{task}={_text(share)}" for task, share in changed.items() if share != shares[task]
-        )
-        parts.append(
-            f"raise its replay share from {_text(old)} to {_text(wanted)} (task=tasks/{own} {options})"
-        )
+        options = _options(own, shares, changed)
+        parts.append(f"raise its replay share from {_text(old)} to {_text(wanted)} ({options})")
     if stage.buffer_frames is not None:
         parts.append(f"keep more frames (replay.buffer_frames above {stage.buffer_frames})")
     parts.append(f"lower optimizer.lr (now {stage.optimizer.lr:g})")
@@ -140,3 +137,12 @@ def _text(share: Fraction) -> str:
         if Fraction(f"{float(share):g}") == share
         else f"{share.numerator}/{share.denominator}"
     )
+
+
+def _options(own: str, shares: Mapping[str, Fraction], changed: Mapping[str, Fraction]) -> str:
+    """What to write for these shares: a shipped file names shares, one of one's own may give a fraction."""
+    if own in shipped_tasks():
+        words = [f"replay.shares.{t}={_text(share)}" for t, share in changed.items() if share != shares[t]]
+        return " ".join([f"task=tasks/{own}", *words])
+    listed = ",".join(f"{task}:{_text(share)}" for task, share in changed.items())
+    return f"task=FILE.yaml replay.fraction=null 'replay.shares={{{listed}}}'"

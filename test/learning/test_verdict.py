@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -136,7 +139,7 @@ class TestAdvice:
         advice = of(make_stage("0", "1"), 2.0, 0.4)[0].advice
         assert advice is not None
         assert "raise its replay share from 0 to 0.1" in advice
-        assert "replay.shares.task2=0.9" in advice
+        assert "'replay.shares={task1:0.1,task2:0.9}'" in advice
 
     def test_the_own_task_is_not_starved(self, make_stage: MakeStage) -> None:
         advice = of(make_stage("0.5", "0.5"), 2.0, 0.4)[0].advice
@@ -150,7 +153,24 @@ class TestAdvice:
     def test_odd_shares_stay_exact(self, make_stage: MakeStage) -> None:
         advice = of(make_stage("1/3", "2/3"), 0.75, 0.4)[0].advice
         assert advice is not None
-        assert "from 1/3 to 0.5 (task=tasks/task2 replay.shares.task1=0.5 replay.shares.task2=0.5)" in advice
+        assert "from 1/3 to 0.5 (task=FILE.yaml replay.fraction=null " in advice
+        assert "'replay.shares={task1:0.5,task2:0.5}')" in advice
+
+    def test_what_is_advised_for_a_file_of_ones_own_can_be_typed(self, tmp_path: Path) -> None:
+        own = tmp_path / "cups.yaml"
+        own.write_text(
+            "defaults: [/tasks/task2_weighing, _self_]\n"
+            "task: {number: 5, name: task5_cups}\nreplay: {shares: null, fraction: 0.2}\n"
+        )
+        order = f"curriculum=[tasks/task1_moving_grasp,{own}]"
+        (stage,) = read_request([f"task={own}", order]).stages
+        advice = of(stage, 0.9, 0.4)[0].advice
+        assert advice is not None
+        command = re.search(r"\((task=.*?)\)", advice)
+        assert command is not None
+        words = shlex.split(command[1].replace("FILE.yaml", str(own)))
+        (advised,) = read_request([*words, order]).stages
+        assert advised.shares == (Fraction(2, 5), Fraction(3, 5))
 
     def test_a_limited_buffer_is_mentioned(self, make_stage: MakeStage) -> None:
         advice = of(make_stage("0.2", "0.8", buffer_frames=100), 2.0, 0.4)[0].advice
