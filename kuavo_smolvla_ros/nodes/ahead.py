@@ -36,6 +36,7 @@ from kuavo_smolvla_ros.robot.timeline import Sample, StreamBuffer
 T = TypeVar("T")
 
 INTERVALS = 8
+TRIES = 4  # the first builds what is built at first use; of the others the best counts, on a busy machine too
 JITTER_SHARE = 0.25
 
 
@@ -45,26 +46,28 @@ def camera_period_s(spec: RobotSpec) -> float:
 
 
 def time_to_encode_s(runner: Any, spec: RobotSpec) -> float | None:
-    """Seconds for one camera's picture, warm; None where the policy encodes all of them together.
+    """Seconds for one camera's picture, warm and undisturbed; None where all of them are encoded together.
 
     Builds what is built at first use: for single pictures, and for chunks of which some are encoded already.
     """
     images = {role: np.zeros((c.height, c.width, 3), np.uint8) for role, c in spec.cameras.items()}
     role, picture = next(iter(images.items()))
-    for number in (-1, -2):  # no picture that is encoded later bears a number below zero
+    took_s = []
+    for number in range(-TRIES, 0):  # no picture that is encoded later bears a number below zero
         started = time.monotonic()
         if not runner.encode_camera(role, picture, number):
             return None
-        took_s = time.monotonic() - started
-    if took_s > camera_period_s(spec):
-        return took_s
+        took_s.append(time.monotonic() - started)
+    best_s = min(took_s[1:])
+    if best_s > camera_period_s(spec):
+        return best_s
     limits = spec.limits(spec.state_names)
     for known in range(1, len(images) + 1):
-        stamps = dict.fromkeys(list(images)[:known], -3)
+        stamps = dict.fromkeys(list(images)[:known], -TRIES - 1)
         for name in stamps:
-            runner.encode_camera(name, images[name], -3)
+            runner.encode_camera(name, images[name], -TRIES - 1)
         runner.chunk(images, (limits.lower + limits.upper) / 2, "warm up", seed=0, stamps=stamps)
-    return took_s
+    return best_s
 
 
 def period_ns(buffer: StreamBuffer[T]) -> int | None:
