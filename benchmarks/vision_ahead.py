@@ -5,8 +5,7 @@
 A process plays the robot (`node.py --play-robot`): three 640x480 jpeg cameras at 30 Hz, together or a third
 of a period apart, joint states at 500 Hz. A policy node thinks in realtime mode, on one thread; its parameter
 `vision_ahead` is switched by turns, so that what disturbs the machine disturbs both. The policy is the tiny
-one, once as it is and once with larger pictures, whose encoder then weighs more, as a large one's does on a
-GPU.
+one, once as it is and once with larger pictures, whose encoder then weighs more.
 """
 
 from __future__ import annotations
