@@ -19,7 +19,7 @@ from kuavo_smolvla_ros.control.records import Decision, Inputs
 from kuavo_smolvla_ros.control.serial import Memory, decision_to_plain, inputs_to_plain, to_plain
 
 RECORD = "kuavo_smolvla_ros.flight"
-VERSION = "1"
+VERSION = "2"  # 2: what a gate keeps from being executed
 MEMORY, INPUTS, DECISION = "/flight/memory", "/flight/inputs", "/flight/decision"
 # Packing a chunk holds up whoever waits for the interpreter; small ones take well below a millisecond.
 CHUNK_BYTES = 128 * 1024
