@@ -19,6 +19,7 @@ from kuavo_smolvla_ros.control.executor import Executor
 from kuavo_smolvla_ros.control.reasons import State
 from kuavo_smolvla_ros.control.records import Inputs, JointSample
 from kuavo_smolvla_ros.control.settings import settings_for
+from kuavo_smolvla_ros.nodes.turns import continued, in_turns, next_due_ns
 from kuavo_smolvla_ros.robot.description import RobotSpec
 from kuavo_smolvla_ros.sim import kuavo
 from kuavo_smolvla_ros.sim.simulation import Simulation
@@ -51,8 +52,8 @@ class Manner:
     """From the observation to the chunk's arrival, in the robot's time."""
     n_action_steps: int = 4
     """Steps after which the next observation is looked at."""
-    guided: bool = True
-    """Whether a chunk is made to agree with the one under way (real-time chunking)."""
+    realtime: bool = True
+    """Think while moving, each chunk agreeing with the one under way; else the arms wait for each chunk."""
     execution_horizon: int = 10
 
 
@@ -130,7 +131,9 @@ class _Mind:
         if self._on_its_way is not None or now_ns < self._due_ns:
             return
         fps, manner = self._spec.fps, self._manner
-        prefix, delay = self._rest(now_ns)
+        prefix, delay = None, 0
+        if manner.realtime:
+            prefix, delay = continued(self._previous, now_ns, fps, manner.latency_s)
         values = self._thinker.chunk(
             sim.images(),
             sim.state(),
@@ -142,31 +145,23 @@ class _Mind:
             seed=self._seed * 10_000 + self.sequence,
         )
         self.sequence += 1
-        names = self._spec.action_names
+        names, latency_ns = self._spec.action_names, round(manner.latency_s * NS_PER_S)
+        values = np.asarray(values, np.float64)[:, : len(names)]
+        times_ns = uniform_times_ns(len(values), fps)
+        if not manner.realtime:
+            values, times_ns = in_turns(values, times_ns, manner.n_action_steps, latency_ns)
         chunk = ActionChunk(
             stamp_ns=now_ns,
-            times_ns=uniform_times_ns(len(values), fps),
+            times_ns=times_ns,
             names=names,
-            values=np.asarray(values, np.float64)[:, : len(names)],
+            values=values,
             task=self._task,
             sequence=self.sequence,
             fingerprint=self._spec.fingerprint,
         )
-        self._on_its_way = now_ns + round(manner.latency_s * NS_PER_S), chunk
+        self._on_its_way = now_ns + latency_ns, chunk
         self._previous = chunk
-        self._due_ns = now_ns + round(manner.n_action_steps * NS_PER_S / fps)
-
-    def _rest(self, now_ns: int) -> tuple[Array | None, int]:
-        """What is left of the chunk under way, and how many of its steps will be past."""
-        from kuavo_smolvla_ros.policy.rtc import delay_steps, remaining_chunk
-
-        if self._previous is None or not self._manner.guided:
-            return None, 0
-        fps = self._spec.fps
-        rest = remaining_chunk(self._previous.values, self._previous.stamp_ns, now_ns, fps)
-        if rest is None:
-            return None, 0
-        return rest, min(delay_steps(self._manner.latency_s, fps), len(rest))
+        self._due_ns = next_due_ns(chunk, manner.n_action_steps, fps)
 
     def arrived(self, now_ns: int) -> tuple[ActionChunk, ...]:
         if self._on_its_way is None or now_ns < self._on_its_way[0]:

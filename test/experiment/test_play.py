@@ -82,8 +82,15 @@ def test_a_chunk_is_told_what_is_left_of_the_one_before(bottles: Simulation) -> 
     assert second["prefix"].shape == (CHUNK - 4, 16)
     assert second["delay"] == 2
     thinker.asked.clear()
-    play(bottles, load_spec("kuavo_sim"), thinker, 3, Manner(guided=False), until_s=2.0)
+
+
+def test_in_turns_the_arms_wait_for_each_chunk(bottles: Simulation) -> None:
+    thinker = Remembers(bottles, 3)
+    manner = Manner(latency_s=0.3, n_action_steps=5, realtime=False)
+    play(bottles, load_spec("kuavo_sim"), thinker, 3, manner, until_s=4.0)
     assert all(asked["prefix"] is None for asked in thinker.asked)
+    # Five steps of 0.1 s after each wait of 0.3 s.
+    np.testing.assert_allclose(np.diff([asked["time_s"] for asked in thinker.asked]), 0.8, atol=0.011)
 
 
 def test_the_sentence_is_the_tasks_or_the_one_given(bottles: Simulation) -> None:
