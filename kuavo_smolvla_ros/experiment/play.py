@@ -19,7 +19,7 @@ from kuavo_smolvla_ros.control.executor import Executor
 from kuavo_smolvla_ros.control.reasons import State
 from kuavo_smolvla_ros.control.records import Inputs, JointSample
 from kuavo_smolvla_ros.control.settings import settings_for
-from kuavo_smolvla_ros.nodes.turns import continued, in_turns, next_due_ns
+from kuavo_smolvla_ros.nodes.turns import continued, in_turns, next_due_ns, standing
 from kuavo_smolvla_ros.robot.description import RobotSpec
 from kuavo_smolvla_ros.sim import kuavo
 from kuavo_smolvla_ros.sim.simulation import Simulation
@@ -133,7 +133,10 @@ class _Mind:
         fps, manner = self._spec.fps, self._manner
         prefix, delay = None, 0
         if manner.realtime:
-            prefix, delay = continued(self._previous, now_ns, fps, manner.latency_s)
+            still = standing(self._spec, sim.state())
+            prefix, delay = continued(
+                self._previous, now_ns, fps, manner.latency_s, still, manner.n_action_steps
+            )
         values = self._thinker.chunk(
             sim.images(),
             sim.state(),

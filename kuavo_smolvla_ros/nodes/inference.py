@@ -21,7 +21,8 @@ from kuavo_smolvla_ros.control.chunk import ActionChunk, uniform_times_ns
 from kuavo_smolvla_ros.errors import UserError
 from kuavo_smolvla_ros.nodes.instruction import Instruction
 from kuavo_smolvla_ros.nodes.observer import Decoded, Observer
-from kuavo_smolvla_ros.nodes.turns import continued, in_turns
+from kuavo_smolvla_ros.nodes.turns import continued, in_turns, standing
+from kuavo_smolvla_ros.robot.description import RobotSpec
 from kuavo_smolvla_ros.robot.timeline import Observation, Sample
 
 LATENCIES_KEPT = 100
@@ -97,6 +98,9 @@ class Habits:
     time_factor: Callable[[], float]
     """Seconds of the robot's clock per second of the wall: what turns a latency into steps."""
     seed: int | None
+    spec: RobotSpec
+    first_latency_s: float = 0.0
+    """What an answer took while warming up: what the first one is expected to take."""
 
 
 class Thinker:
@@ -165,7 +169,7 @@ class Thinker:
 
     def expected_latency_s(self) -> float:
         """What the next answer may take: the slowest of the last ten."""
-        return max(list(self.latencies_s)[-10:], default=0.0)
+        return max(list(self.latencies_s)[-10:], default=self._habits.first_latency_s)
 
     def _run(self) -> None:
         while True:
@@ -227,7 +231,10 @@ class Thinker:
         prefix, delay = None, 0
         if habits.realtime:
             latency_s = self.expected_latency_s() * habits.time_factor()
-            prefix, delay = continued(question.previous, seen.t_ns, habits.fps, latency_s)
+            still = standing(habits.spec, seen.state)
+            prefix, delay = continued(
+                question.previous, seen.t_ns, habits.fps, latency_s, still, habits.n_action_steps
+            )
         # It must agree with what will be executed before it arrives, however short the policy's horizon.
         horizon = max(habits.execution_horizon, delay) if prefix is not None else None
         values = self._runner.chunk(

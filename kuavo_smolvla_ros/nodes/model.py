@@ -28,6 +28,7 @@ class LoadedPolicy:
     n_action_steps: int
     execution_horizon: int
     check_instruction: Callable[[str], None]
+    latency_s: float = 0.0  # of a chunk while warming up
 
     def problem_with(self, instruction: Instruction) -> str | None:
         """Why the policy cannot read this sentence (too long for its tokenizer), or None."""
@@ -58,6 +59,7 @@ def load_policy(
         log(f"loaded {checkpoint} in {time.monotonic() - started:.1f} s, warming up")
         latency_s = _warm_up(spec, policy)
         log(f"warm: one chunk takes {latency_s * 1000:.0f} ms")
+        policy.latency_s = latency_s
     finally:
         done.set()
         reporter.join()

@@ -201,6 +201,8 @@ class PolicyNode(LifecycleNode):
             now_ns=self._now_ns,
             time_factor=lambda: self._time_factor.value(),
             seed=None if seed < 0 else seed,
+            spec=self.spec,
+            first_latency_s=loaded.latency_s,
         )
 
     # --- Parameters and instruction

@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from kuavo_smolvla_ros.control.chunk import ActionChunk
+from kuavo_smolvla_ros.robot.description import RobotSpec
 from kuavo_smolvla_ros.robot.messages import NS_PER_S
 
 HOLD_S = 10.0  # how long the arms wait at a chunk's end for the next one, where the policy works in turns
@@ -32,17 +33,49 @@ def in_turns(
     return values, late_ns + np.append(times_ns[:count], times_ns[count - 1] + round(HOLD_S * NS_PER_S))
 
 
+def standing(spec: RobotSpec, state: np.ndarray) -> np.ndarray | None:
+    """The action that leaves the robot where it is measured; None where nobody measures what must be told.
+
+    A base that is told to stand is told nothing else that counts.
+    """
+    gate_of = {
+        name: gate
+        for block in spec.action
+        if (gate := spec.streams[block.stream].gate)
+        for name in block.joints
+    }
+    flags = {gate.joint for gate in gate_of.values()}
+    action = np.zeros(len(spec.action_names))
+    for at, name in enumerate(spec.action_names):
+        gate = gate_of.get(name)
+        if name in spec.state_names:
+            action[at] = state[spec.state_names.index(name)]
+        elif name not in flags and (gate is None or gate.is_open(0.0)):
+            return None
+    return action
+
+
 def continued(
-    previous: ActionChunk | None, t_ns: int, fps: float, latency_s: float
+    previous: ActionChunk | None,
+    t_ns: int,
+    fps: float,
+    latency_s: float,
+    still: np.ndarray | None = None,
+    most: int = 8,
 ) -> tuple[np.ndarray | None, int]:
     """The rest of the previous chunk from an observation on, and how many steps of it will have been executed
     when the answer is there, if that takes `latency_s` of the robot's time.
+
+    Before the first chunk the robot is `still`, and will be when the answer is there: a chunk that knew
+    nothing of that would by then be ahead of the arms, and one far ahead is refused. `most` steps of a chunk
+    stand still at most, for a policy that takes longer than its chunk lasts.
     """
-    if previous is None:
-        return None, 0
     # Needs torch, which takes seconds to import and by now has been: a wrong start fails before that.
     from kuavo_smolvla_ros.policy.rtc import delay_steps, remaining_chunk
 
+    if previous is None:
+        delay = min(delay_steps(latency_s, fps), most)
+        return (None, 0) if still is None or delay == 0 else (np.tile(still, (delay, 1)), delay)
     rest = remaining_chunk(previous.values, previous.stamp_ns, t_ns, fps)
     if rest is None:
         return None, 0

@@ -71,6 +71,7 @@ class Desk:
             now_ns=lambda: T_NS,
             time_factor=lambda: 1.0,
             seed=0,
+            spec=SPEC,
         )
         self.thoughts: queue.SimpleQueue[Thought] = queue.SimpleQueue()
         self.thinker = Thinker(runner, Observer(SPEC, ears, None), habits, self.thoughts.put)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kuavo_smolvla_ros.control.chunk import ActionChunk
-from kuavo_smolvla_ros.nodes.turns import HOLD_S, continued, in_turns, next_due_ns
+from kuavo_smolvla_ros.nodes.turns import HOLD_S, continued, in_turns, next_due_ns, standing
+from kuavo_smolvla_ros.robot.spec import load_spec
 
 MS = 1_000_000
 FPS = 10.0
@@ -46,3 +49,35 @@ def test_in_real_time_the_next_thought_is_due_by_the_observation_and_told_of_wha
     assert continued(first, 9_850 * MS, FPS, latency_s=1.2)[1] == 1, "no more than there is"
     assert continued(first, 10_000 * MS, FPS, latency_s=0.1) == (None, 0), "it is over"
     assert continued(None, 5_000 * MS, FPS, latency_s=0.1) == (None, 0)
+
+
+def test_before_the_first_chunk_the_robot_stands_still_and_will() -> None:
+    still = np.array([0.5, -0.2])
+    rest, delay = continued(None, 5_000 * MS, FPS, latency_s=0.25, still=still)
+    assert rest is not None
+    assert delay == 3
+    assert rest.tolist() == [still.tolist()] * 3
+    assert continued(None, 5_000 * MS, FPS, latency_s=0.0, still=still) == (None, 0)
+    assert continued(None, 5_000 * MS, FPS, latency_s=9.0, still=still, most=4)[1] == 4
+
+
+def test_standing_is_where_the_arms_are_measured() -> None:
+    spec = load_spec("kuavo_sim")
+    state = np.linspace(-1.0, 1.0, len(spec.state_names))
+    told = standing(spec, state)
+    assert told is not None
+    assert dict(zip(spec.action_names, told, strict=True)) == dict(zip(spec.state_names, state, strict=True))
+
+
+def test_a_base_that_stands_is_told_nothing_else() -> None:
+    spec = load_spec("kuavo_mobile")
+    told = standing(spec, np.ones(len(spec.state_names)))
+    assert told is not None
+    assert told[-4:].tolist() == [0.0, 0.0, 0.0, 0.0]
+    assert told[: len(spec.state_names)].tolist() == [1.0] * len(spec.state_names)
+
+
+def test_what_nobody_measures_and_nothing_gates_cannot_be_held() -> None:
+    spec = load_spec("kuavo_sim")
+    blind = dataclasses.replace(spec, state=spec.state[1:])
+    assert standing(blind, np.zeros(len(blind.state_names))) is None
