@@ -74,8 +74,9 @@ def continued(
     from kuavo_smolvla_ros.policy.rtc import delay_steps, remaining_chunk
 
     if previous is None:
-        delay = min(delay_steps(latency_s, fps), most)
-        return (None, 0) if still is None or delay == 0 else (np.tile(still, (delay, 1)), delay)
+        # And the step that is due when the answer is there: from it the arms set out.
+        delay = min(delay_steps(latency_s, fps) + 1, most)
+        return (None, 0) if still is None else (np.tile(still, (delay, 1)), delay)
     rest = remaining_chunk(previous.values, previous.stamp_ns, t_ns, fps)
     if rest is None:
         return None, 0

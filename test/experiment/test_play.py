@@ -78,7 +78,7 @@ def test_a_chunk_is_told_what_is_left_of_the_one_before(bottles: Simulation) -> 
     thinker = Remembers(bottles, 3)
     play(bottles, load_spec("kuavo_sim"), thinker, 3, Manner(latency_s=0.2, n_action_steps=4), until_s=2.0)
     first, second = thinker.asked[:2]
-    assert (first["prefix"].shape, first["delay"]) == ((2, 16), 2)  # the arms will have stood still
+    assert (first["prefix"].shape, first["delay"]) == ((3, 16), 3)  # the arms will have stood still
     assert second["prefix"].shape == (CHUNK - 4, 16)
     assert second["delay"] == 2
     thinker.asked.clear()

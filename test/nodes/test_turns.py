@@ -55,9 +55,9 @@ def test_before_the_first_chunk_the_robot_stands_still_and_will() -> None:
     still = np.array([0.5, -0.2])
     rest, delay = continued(None, 5_000 * MS, FPS, latency_s=0.25, still=still)
     assert rest is not None
-    assert delay == 3
-    assert rest.tolist() == [still.tolist()] * 3
-    assert continued(None, 5_000 * MS, FPS, latency_s=0.0, still=still) == (None, 0)
+    assert delay == 4, "three that will be past, and the one that is due then"
+    assert rest.tolist() == [still.tolist()] * 4
+    assert continued(None, 5_000 * MS, FPS, latency_s=0.0, still=still)[1] == 1
     assert continued(None, 5_000 * MS, FPS, latency_s=9.0, still=still, most=4)[1] == 4
 
 
