@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +32,10 @@ def reserve_domain() -> tuple[int, IO[str]]:
         return domain, lock
     raise RuntimeError("all ROS domains from 1 to 101 are reserved by other test runs on this machine")
 
+
+# What is started in the background of a script ignores Ctrl-C, and so would every process a test starts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Before any test module imports rclpy or a message: these are read at import or at the first participant.
 dds.apply(loopback=True)

@@ -16,7 +16,7 @@ CURRICULUM = "curriculum"
 WAYS = (CURRICULUM, "no_replay", "joint", "single")
 TASK_FILES = ("task1_moving_grasp", "task2_weighing", "task3_placement", "task4_sorting")
 LR_OF_TASK_FILES = 5e-5
-"""The first stage's. Those after it have the same shares of the experiment's rate as of this one."""
+"""The first stage's; those of the later ones fall from it."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,10 @@ class TrainingSettings:
     batch: int = 32
     lr: float = 2.5e-3
     """Of the first stage, for a network whose language model and expert begin with nothing."""
+    fall: float = 0.5
+    """How much of the fall of the curriculum's rates is kept from stage to stage: 1 all of it (to 0.4), 0
+    none. Those rates protect what a large network has learnt before; this one has to learn each task anew.
+    """
     vision_lr_share: float = 0.1
     chunk: int = 16
     unfrozen: tuple[int, ...] = (2, 1, 1, 0)
@@ -68,7 +72,7 @@ def curriculum_of(
     for number, file in enumerate(TASK_FILES):
         request = read_request([f"task=tasks/{file}", *_overrides(settings, number, output, device)])
         (stage,) = request.stages
-        rate = stage.optimizer.lr / LR_OF_TASK_FILES * settings.lr
+        rate = settings.lr * (stage.optimizer.lr / LR_OF_TASK_FILES) ** settings.fall
         optimizer = replace(stage.optimizer, lr=rate, vision_lr=rate * settings.vision_lr_share)
         init = Initialisation("path", str(base)) if number == 0 else stage.init
         stages.append(replace(stage, optimizer=optimizer, init=init))
