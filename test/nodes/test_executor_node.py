@@ -305,11 +305,17 @@ def test_diagnostics_tell_what_the_arms_do_and_why(
         stage.node.create_subscription(DiagnosticArray, "/diagnostics", arrays.append, 10)
     thinker.say(thinker.chunk(towards(ready, steps=2, reach=0.45)))  # faster than the arms may go
     status.wait(state="holding", reason="starved")
-    stage.wait_for(lambda: arrays and arrays[-1].status[0].level == b"\x01", "diagnostics of the stop")
+
+    def told_of_the_hold() -> bool:
+        # One may have been told while the arms were still braking; the next comes a second later.
+        return any(pair.key == "state" and pair.value == "holding" for pair in arrays[-1].status[0].values)
+
+    stage.wait_for(lambda: arrays and told_of_the_hold(), "diagnostics of the hold")
     (told,) = arrays[-1].status
     assert told.name == "executor: executor"
+    assert told.level == b"\x01"
     values = {pair.key: pair.value for pair in told.values}
-    assert (values["state"], values["reason"], values["starvations"]) == ("holding", "starved", "1")
+    assert (values["reason"], values["starvations"]) == ("starved", "1")
     assert (values["limits"], values["dry_run"]) == ("default", "False")
     assert values["fingerprint"] == spec.fingerprint
     assert float(values["chunk_age_s"]) > 0
