@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from support.belt_pick import Judge, Observation, Outcome, Picker, Trouble
 
-from kuavo_smolvla_ros.control.chunk import NS_PER_S, ActionChunk
+from kuavo_smolvla_ros.control.chunk import NS_PER_S, ActionChunk, uniform_times_ns
 from kuavo_smolvla_ros.control.executor import Executor
 from kuavo_smolvla_ros.control.records import Inputs, JointSample
 from kuavo_smolvla_ros.control.settings import Settings, settings_for
@@ -71,7 +71,7 @@ class Mind:
         if cell.realtime:
             prefix, delay = continued(self._previous, now_ns, fps, cell.latency_s)
         values = self.picker.chunk(seen, CHUNK, prefix, delay)
-        times_ns = np.round(np.arange(len(values)) * (NS_PER_S / fps)).astype(np.int64)
+        times_ns = uniform_times_ns(len(values), fps)
         if not cell.realtime:
             values, times_ns = in_turns(values, times_ns, cell.n_action_steps, latency_ns)
         self.thoughts += 1

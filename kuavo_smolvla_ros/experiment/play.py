@@ -131,15 +131,16 @@ class _Mind:
         if self._on_its_way is not None or now_ns < self._due_ns:
             return
         fps, manner = self._spec.fps, self._manner
+        state = sim.state()
         prefix, delay = None, 0
         if manner.realtime:
-            still = standing(self._spec, sim.state())
+            still = standing(self._spec, state) if self._previous is None else None
             prefix, delay = continued(
                 self._previous, now_ns, fps, manner.latency_s, still, manner.n_action_steps
             )
         values = self._thinker.chunk(
             sim.images(),
-            sim.state(),
+            state,
             self._sentence,
             prefix=prefix,
             delay=delay,

@@ -26,6 +26,7 @@ from kuavo_smolvla_ros.experiment.ways import (
     train,
 )
 from kuavo_smolvla_ros.learning.paraphrases import held_out_paraphrases
+from kuavo_smolvla_ros.learning.settings import RunSettings
 from kuavo_smolvla_ros.learning.stage import Curriculum
 
 PARTS = ("gather", "see", "train", "play", "tell")
@@ -113,13 +114,17 @@ class Experiment:
         return self.output / "seeing"
 
     @cached_property
+    def _planned(self) -> tuple[Curriculum, RunSettings]:
+        return curriculum_of(self.training, self._seeing, self.output, self.device)
+
+    @property
     def _curriculum(self) -> Curriculum:
-        return curriculum_of(self.training, self._seeing, self.output, self.device)[0]
+        return self._planned[0]
 
     def train(self) -> None:
         from kuavo_smolvla_ros.learning.interruption import interruptible
 
-        curriculum, run = curriculum_of(self.training, self._seeing, self.output, self.device)
+        curriculum, run = self._planned
         # The references share the curriculum's stages where they are the same.
         for way in sorted(self.ways, key=lambda way: way != CURRICULUM):
             with interruptible() as interruption:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from kuavo_smolvla_ros.data.task_file import shipped_tasks
 from kuavo_smolvla_ros.learning.curriculum_run import reference_root, reference_stages
 from kuavo_smolvla_ros.learning.settings import RunSettings
 from kuavo_smolvla_ros.learning.stage import Curriculum, Initialisation, Stage
@@ -14,7 +15,7 @@ from kuavo_smolvla_ros.learning.stage_config import read_request
 
 CURRICULUM = "curriculum"
 WAYS = (CURRICULUM, "no_replay", "joint", "single")
-TASK_FILES = ("task1_moving_grasp", "task2_weighing", "task3_placement", "task4_sorting")
+TASK_FILES = tuple(shipped_tasks())
 LR_OF_TASK_FILES = 5e-5
 """The first stage's; those of the later ones fall from it."""
 

@@ -231,7 +231,7 @@ class Thinker:
         prefix, delay = None, 0
         if habits.realtime:
             latency_s = self.expected_latency_s() * habits.time_factor()
-            still = standing(habits.spec, seen.state)
+            still = standing(habits.spec, seen.state) if question.previous is None else None
             prefix, delay = continued(
                 question.previous, seen.t_ns, habits.fps, latency_s, still, habits.n_action_steps
             )
