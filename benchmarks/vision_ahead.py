@@ -18,10 +18,10 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from node import ROBOT, Watcher, cpu_seconds, node, running
+from node import ROBOT, Target, Watcher, cpu_seconds, node, running
 
 from kuavo_smolvla_ros import dds
 from kuavo_smolvla_ros.robot.spec import load_spec
@@ -29,12 +29,6 @@ from kuavo_smolvla_ros.robot.spec import load_spec
 SIDES = (64, 128)
 CAMERAS = {"apart": ["--staggered"], "together": []}
 SETTLE_S = 1.0
-
-
-class Target(NamedTuple):
-    figure: str
-    limit: float
-    reason: str
 
 
 TARGETS = (

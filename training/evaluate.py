@@ -70,7 +70,7 @@ def evaluate_task(args: argparse.Namespace, checkpoint: str, number: int) -> dic
     runner = PolicyRunner.load(checkpoint, device=args.device)
     config = runner.policy.config
     task = make_task(number, args.level)
-    names = load_spec("kuavo_mobile" if task.mobile else "kuavo_sim").action_names
+    names = load_spec(task.robot).action_names
     if tuple(config.action_names[: len(names)]) != names:
         sentence = (
             f"task {number} needs the actions {', '.join(names)}; {checkpoint} begins with "

@@ -118,7 +118,7 @@ def _record(args: argparse.Namespace, sim: Simulation) -> int:
         raise UsageError(
             "--bags records --episodes of at least 1, and goes without --video, --still, --viewer"
         )
-    spec = load_spec(args.robot or ("kuavo_mobile" if sim.task.mobile else "kuavo_sim"))
+    spec = load_spec(args.robot or sim.task.robot)
     kept = failed = failed_now = 0
     while kept < args.episodes:
         seed = args.seed + kept + failed

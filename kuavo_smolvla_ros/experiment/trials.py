@@ -56,7 +56,7 @@ def play_episodes(
     torch.set_num_threads(1)
     runner = PolicyRunner.load(trial.checkpoint, device=device)
     task = make_task(trial.task, settings.level)
-    spec = load_spec("kuavo_mobile" if task.mobile else "kuavo_sim")
+    spec = load_spec(task.robot)
     sim = Simulation(task, cameras(*size))
     episodes = [
         asdict(play(sim, spec, runner, seed, settings.manner, sentence=trial.sentence)) for seed in seeds
@@ -70,7 +70,7 @@ def can_play(checkpoint: Path, task: int) -> bool:
     from kuavo_smolvla_ros.robot.spec import load_spec
     from kuavo_smolvla_ros.sim.tasks import make_task
 
-    wanted = load_spec("kuavo_mobile" if make_task(task).mobile else "kuavo_sim").action_names
+    wanted = load_spec(make_task(task).robot).action_names
     names = read_json(checkpoint / "config.json")["action_names"]
     return tuple(names[: len(wanted)]) == wanted
 

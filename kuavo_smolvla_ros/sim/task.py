@@ -86,10 +86,15 @@ class Task(ABC):
     def __init__(self, level: Level = Level.EASY) -> None:
         self.level = Level(level)
 
+    @property
+    def robot(self) -> str:
+        """The description of the simulated robot that can do it."""
+        return "kuavo_mobile" if self.mobile else "kuavo_sim"
+
     def ready_state(self) -> NDArray[np.float64]:
         """The 16-wide state an episode starts in: the robot description's ready pose of this task,
         grippers open."""
-        spec = load_spec("kuavo_mobile" if self.mobile else "kuavo_sim")
+        spec = load_spec(self.robot)
         name = self.ready_pose or f"task{self.number}_ready"
         if name not in spec.poses:
             raise UsageError(
