@@ -39,6 +39,7 @@ from kuavo_smolvla_ros.data.recordings import find_recordings
 from kuavo_smolvla_ros.data.synthetic import extract_recipe, write_recipe
 from kuavo_smolvla_ros.learning.feature_cache import open_cache
 from kuavo_smolvla_ros.learning.feed import ListedBatches, make_loader
+from kuavo_smolvla_ros.learning.heap import keep_freed_memory
 from kuavo_smolvla_ros.learning.mixed_dataset import MixedDataset
 from kuavo_smolvla_ros.learning.replay import ReplayDatasetManager
 from kuavo_smolvla_ros.learning.sampler import Draw
@@ -53,6 +54,7 @@ from kuavo_smolvla_ros.policy.dimensions import Statistics
 from kuavo_smolvla_ros.policy.freezing import apply_plan
 from kuavo_smolvla_ros.policy.modeling_kuavo_smolvla import KuavoSmolVLAPolicy
 from kuavo_smolvla_ros.policy.processor_kuavo_smolvla import make_kuavo_smolvla_pre_post_processors
+from kuavo_smolvla_ros.policy.products import Linear
 from kuavo_smolvla_ros.video_decoder import choose_video_backend
 
 # name: (at least, or at most for shares; why)
@@ -80,6 +82,7 @@ class Loop:
     preprocess: Callable[[Any], Any]
     policy: nn.Module
     loss: Callable[[Any], Tensor]
+    fused_optimizer: bool | None = True
     samples_per_s: list[float] = field(default_factory=list)
     parts: list[tuple[float, float, float]] = field(default_factory=list)  # data, preprocess, update in s
     flops: float = 0.0
@@ -185,7 +188,7 @@ class Bench:
                     drop_last=True,
                 )
 
-        return Loop(batches, pre, stock, lambda batch: stock.forward(batch)[0])
+        return Loop(batches, pre, stock, lambda batch: stock.forward(batch)[0], fused_optimizer=None)
 
     def compare(self, plain: Loop, cached: Loop, policy: KuavoSmolVLAPolicy) -> None:
         """The same batch from pictures and from features, with the same noise."""
@@ -202,7 +205,8 @@ class Bench:
     def block(self, loop: Loop, steps: int) -> None:
         """One step that is not timed, then `steps` that are; the optimizer lives as long as the block."""
         trained = [p for p in loop.policy.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=1e-5)
+        # lerobot takes torch's default; ours is one pass over parameters and moments.
+        optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=loop.fused_optimizer)
         batches = loop.batches()
         loop.policy.train()
         for number in range(-1, steps):
@@ -234,16 +238,21 @@ class Bench:
         return time.perf_counter()
 
     def peak_flops(self) -> float:
-        """What this machine's matrix product reaches, in FLOP/s."""
+        """What this machine's matrix product reaches at best, torch's own or oneDNN's, in FLOP/s."""
         cuda = self.args.device == "cuda"
         size = 8192 if cuda else 2048
         a = torch.randn(size, size, device=self.args.device, dtype=torch.bfloat16 if cuda else torch.float32)
-        times = []
-        for _ in range(7):
-            begin = self.now()
-            a @ a
-            times.append(self.now() - begin)
-        return 2 * size**3 / statistics.median(times[2:])
+        linear = Linear(size, size, bias=False, device=self.args.device).to(a.dtype)
+        medians = []
+        for product in (lambda: a @ a, lambda: linear(a)):
+            times = []
+            for _ in range(7):
+                begin = self.now()
+                with torch.no_grad():
+                    product()
+                times.append(self.now() - begin)
+            medians.append(statistics.median(times[2:]))
+        return 2 * size**3 / min(medians)
 
 
 class measured(AbstractContextManager[None]):  # noqa: N801
@@ -309,6 +318,8 @@ def row(loop: Loop, peak: float) -> dict[str, float]:
 
 
 def run(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    if args.device == "cpu":
+        keep_freed_memory()  # for stock as well, which by itself does not
     bench = Bench(args, folder)
     peak = bench.peak_flops()
     rows: dict[str, dict[str, float]] = {}

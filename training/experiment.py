@@ -29,9 +29,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", type=Path, default=Path("outputs/experiment"), metavar="FOLDER")
-    parser.add_argument("--demonstrations", type=int, default=100, help="of each task (default 100)")
-    parser.add_argument("--seeing-steps", type=int, default=2400, help="of learning to see (default 2400)")
-    parser.add_argument("--steps", type=int, default=4000, help="of each stage (default 4000)")
+    parser.add_argument("--demonstrations", type=int, default=200, help="of each task (default 200)")
+    parser.add_argument("--seeing-steps", type=int, default=3600, help="of learning to see (default 3600)")
+    parser.add_argument("--steps", type=int, default=6000, help="of each stage (default 6000)")
     parser.add_argument("--trials", type=int, default=50, help="of each policy at each task (default 50)")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="default all")
     parser.add_argument(

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,19 +60,26 @@ def cameras(height: int, width: int) -> dict[str, tuple[int, int]]:
 def gather(wanted: Gathering, folder: Path, progress: Callable[[], None] = lambda: None) -> dict[str, Any]:
     """Store the demonstrations in `folder`, where they are not there already; returns what is there.
 
-    `progress` is called after each episode.
+    Where fewer of the same are there, they are added to. `progress` is called after each episode.
     """
     about = folder / ABOUT
+    taken: dict[str, list[NDArray[Any]]] = {name: [] for name in ARRAYS}
+    tried, kept = 0, 0
     if about.is_file():
         told: dict[str, Any] = json.loads(about.read_text())
         if told["wanted"] == asdict(wanted):
             return told
+        if told["wanted"] == asdict(replace(wanted, episodes=told["wanted"]["episodes"])) and (
+            told["wanted"]["episodes"] < wanted.episodes
+        ):
+            tried, kept = told["tried"], told["wanted"]["episodes"]
+            taken = {name: [np.load(folder / f"{name}.npy")] for name in ARRAYS}
+            for _ in range(kept):
+                progress()
     sim = Simulation(make_task(wanted.task, wanted.level), cameras(wanted.height, wanted.width))
-    taken: dict[str, list[NDArray[Any]]] = {name: [] for name in ARRAYS}
-    tried, kept, seed = 0, 0, FIRST_SEED
     while kept < wanted.episodes:
-        episode = demonstrate(sim, seed, wanted)
-        tried, seed = tried + 1, seed + 1
+        episode = demonstrate(sim, FIRST_SEED + tried, wanted)
+        tried += 1
         if episode is None:  # pushed so far that the expert, who does not look back, missed
             continue
         episode["episodes"] = np.full(len(episode["states"]), kept, np.int64)
@@ -81,6 +88,7 @@ def gather(wanted: Gathering, folder: Path, progress: Callable[[], None] = lambd
         kept += 1
         progress()
     folder.mkdir(parents=True, exist_ok=True)
+    about.unlink(missing_ok=True)  # while the arrays change nobody may take them for whole
     for name, parts in taken.items():
         np.save(folder / f"{name}.npy", np.concatenate(parts))
     told = {

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class SeeingSettings:
-    steps: int = 2400
+    steps: int = 3600
     batch: int = 32
     lr: float = 2e-3
     weight_decay: float = 1e-4

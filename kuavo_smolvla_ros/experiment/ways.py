@@ -24,7 +24,7 @@ LR_OF_TASK_FILES = 5e-5
 class TrainingSettings:
     """How long and how fast; what is not here is as in config/policy."""
 
-    steps: int = 4000
+    steps: int = 6000
     """Of each stage, and of each single task; joint training gets those of all stages together."""
     batch: int = 32
     lr: float = 2.5e-3

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kuavo_smolvla_ros.errors import UsageError
+from kuavo_smolvla_ros.learning.heap import keep_freed_memory
 from kuavo_smolvla_ros.learning.hub import push, require_hub
 from kuavo_smolvla_ros.learning.interruption import Interruption
 from kuavo_smolvla_ros.learning.outputs import RESULTS_FILE
@@ -174,4 +175,6 @@ def make_accelerator(stages: Sequence[Stage], run: RunSettings) -> Any:
         raise UsageError("run.shard divides the network among several devices, and there is one")
     if run.push_to_hub is not None and accelerator.is_main_process:
         require_hub(run.push_to_hub)
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
     return accelerator

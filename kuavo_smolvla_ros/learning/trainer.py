@@ -94,7 +94,11 @@ class StageTrainer:
         groups = with_adapter_rates(self.model.get_optim_params(), self.stage)
         groups = [{**group, "peak_lr": group["lr"]} for group in groups]
         optimizer = torch.optim.AdamW(
-            groups, betas=settings.betas, eps=settings.eps, weight_decay=settings.weight_decay
+            groups,
+            betas=settings.betas,
+            eps=settings.eps,
+            weight_decay=settings.weight_decay,
+            fused=True,  # one pass over parameters and moments instead of ten
         )
         self._names = {parameter: name for name, parameter in self.model.named_parameters()}
         self.trained = {n: p for p, n in self._names.items() if p.requires_grad}

@@ -12,6 +12,7 @@ from torch import nn
 from kuavo_smolvla_ros.policy.architecture import Architecture, expert_mlp_width
 from kuavo_smolvla_ros.policy.delta_settings import DeltaError, DeltaSettings
 from kuavo_smolvla_ros.policy.network import DecoderLayer, SmolVLANetwork
+from kuavo_smolvla_ros.policy.products import Linear
 
 EXPERT_PARTS = (
     "delta_expert",
@@ -74,7 +75,7 @@ def read_layers(sizes: Architecture, settings: DeltaSettings) -> tuple[int, ...]
 
 
 def _mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(inputs, hidden), nn.SiLU(), nn.Linear(hidden, outputs))
+    return nn.Sequential(Linear(inputs, hidden), nn.SiLU(), Linear(hidden, outputs))
 
 
 class DeltaNetwork(SmolVLANetwork):
@@ -86,10 +87,10 @@ class DeltaNetwork(SmolVLANetwork):
         super().__init__(architecture, state_dim, action_dim)
         width = delta_width(architecture, settings)
         self.delta_expert = DeltaExpert(architecture, settings)
-        self.delta_action_in_proj = nn.Linear(action_dim, width)
-        self.delta_action_out_proj = nn.Linear(width, action_dim)
-        self.delta_action_time_mlp_in = nn.Linear(2 * width, width)
-        self.delta_action_time_mlp_out = nn.Linear(width, width)
+        self.delta_action_in_proj = Linear(action_dim, width)
+        self.delta_action_out_proj = Linear(width, action_dim)
+        self.delta_action_time_mlp_in = Linear(2 * width, width)
+        self.delta_action_time_mlp_out = Linear(width, width)
         # Where the robot is, where the chunk has it now, and how old the chunk is.
         self.action_context_encoder = _mlp(state_dim + action_dim + 1, width, width)
         self.read_layers = read_layers(architecture, settings)

@@ -2,7 +2,7 @@
 
 One forward and backward pass runs on tensors with shapes and no contents; every allocation and release of
 the real code is counted on the way. Hence there is no formula that could lag behind the network. What the
-optimizer adds is known: two moments per trained weight, and while it steps one temporary of the same size.
+optimizer adds is known: two moments per trained weight; it steps in one pass, without temporaries.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class StepMemory:
             ("AdamW moments", self.moments, "two float32 per trained weight"),
             ("kept activations", self.activations, "at the end of the forward pass, weight copies included"),
             ("peak, backward", self.backward_peak, "weights + moments + activations + gradients so far"),
-            ("peak, optimizer", self.optimizer_peak, "weights + moments + gradients + one temporary"),
+            ("peak, optimizer", self.optimizer_peak, "weights + moments + gradients"),
         ):
             yield f"  {name:<17} {value / GIB:7.2f} GiB  {note}"
 
@@ -106,7 +106,7 @@ def estimate_step(
         moments=moments,
         activations=kept,
         backward_peak=allocations.peak + moments,
-        optimizer_peak=weights + trained + moments + trained,
+        optimizer_peak=weights + trained + moments,
     )
 
 

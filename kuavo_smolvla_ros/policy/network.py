@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from kuavo_smolvla_ros.policy.architecture import Architecture, TextSizes, VisionSizes
+from kuavo_smolvla_ros.policy.products import Linear
 
 LM_HEAD = "vlm_with_expert.vlm.lm_head.weight"
 
@@ -18,17 +19,17 @@ LM_HEAD = "vlm_with_expert.vlm.lm_head.weight"
 class VisionAttention(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.q_proj = nn.Linear(width, width)
-        self.k_proj = nn.Linear(width, width)
-        self.v_proj = nn.Linear(width, width)
-        self.out_proj = nn.Linear(width, width)
+        self.q_proj = Linear(width, width)
+        self.k_proj = Linear(width, width)
+        self.v_proj = Linear(width, width)
+        self.out_proj = Linear(width, width)
 
 
 class VisionMlp(nn.Module):
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
+        self.fc1 = Linear(width, hidden)
+        self.fc2 = Linear(hidden, width)
 
 
 class VisionLayer(nn.Module):
@@ -64,7 +65,7 @@ class VisionModel(nn.Module):
 class Projection(nn.Module):
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.proj = nn.Linear(inputs, outputs, bias=False)
+        self.proj = Linear(inputs, outputs, bias=False)
 
 
 class Connector(nn.Module):
@@ -77,18 +78,18 @@ class DecoderAttention(nn.Module):
     def __init__(self, width: int, key_inputs: int, sizes: TextSizes) -> None:
         super().__init__()
         queries, keys = sizes.heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim
-        self.q_proj = nn.Linear(width, queries, bias=False)
-        self.k_proj = nn.Linear(key_inputs, keys, bias=False)
-        self.v_proj = nn.Linear(key_inputs, keys, bias=False)
-        self.o_proj = nn.Linear(queries, width, bias=False)
+        self.q_proj = Linear(width, queries, bias=False)
+        self.k_proj = Linear(key_inputs, keys, bias=False)
+        self.v_proj = Linear(key_inputs, keys, bias=False)
+        self.o_proj = Linear(queries, width, bias=False)
 
 
 class DecoderMlp(nn.Module):
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(width, hidden, bias=False)
-        self.up_proj = nn.Linear(width, hidden, bias=False)
-        self.down_proj = nn.Linear(hidden, width, bias=False)
+        self.gate_proj = Linear(width, hidden, bias=False)
+        self.up_proj = Linear(width, hidden, bias=False)
+        self.down_proj = Linear(hidden, width, bias=False)
 
 
 class DecoderLayer(nn.Module):
@@ -142,7 +143,7 @@ class Vlm(nn.Module):
         self.model = VlmModel(sizes)
         # Never used by the policy; present so that published weights fit without a missing or unexpected
         # name.
-        self.lm_head = nn.Linear(sizes.text.width, sizes.text.vocabulary, bias=False)
+        self.lm_head = Linear(sizes.text.width, sizes.text.vocabulary, bias=False)
 
 
 class VlmWithExpert(nn.Module):
@@ -164,11 +165,11 @@ class SmolVLANetwork(nn.Module):
         self.architecture = architecture
         width = architecture.expert_width
         self.vlm_with_expert = VlmWithExpert(architecture)
-        self.state_proj = nn.Linear(state_dim, architecture.text.width)
-        self.action_in_proj = nn.Linear(action_dim, width)
-        self.action_out_proj = nn.Linear(width, action_dim)
-        self.action_time_mlp_in = nn.Linear(2 * width, width)
-        self.action_time_mlp_out = nn.Linear(width, width)
+        self.state_proj = Linear(state_dim, architecture.text.width)
+        self.action_in_proj = Linear(action_dim, width)
+        self.action_out_proj = Linear(width, action_dim)
+        self.action_time_mlp_in = Linear(2 * width, width)
+        self.action_time_mlp_out = Linear(width, width)
 
     @property
     def vision(self) -> VisionModel:

@@ -85,8 +85,7 @@ class _Gated(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = ctx.saved_tensors
-        share = torch.sigmoid(gate)
-        return gradient * up * share * (1 + gate * (1 - share)), gradient * F.silu(gate)
+        return torch.ops.aten.silu_backward(gradient * up, gate), gradient * F.silu(gate)
 
 
 def in_single_precision(module: nn.Module, x: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from kuavo_smolvla_ros.errors import UserError
+from kuavo_smolvla_ros.policy import products
 from kuavo_smolvla_ros.policy.dimensions import ACTION, STATE
 from kuavo_smolvla_ros.policy.images import PIXELS
 from kuavo_smolvla_ros.policy.language import TOKEN_MASK, TOKENS
@@ -91,7 +92,7 @@ def why_not_fast(policy: KuavoSmolVLAPolicy) -> str | None:
     devices = {p.device.type for p in network.parameters()}
     if len(devices) > 1 or not devices <= {"cpu", "cuda"}:
         return f"its parameters are on {', '.join(sorted(devices))}"
-    known = (nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.Conv2d, nn.Embedding)
+    known = (nn.Linear, products.Linear, nn.LayerNorm, nn.RMSNorm, nn.Conv2d, nn.Embedding)
     for name, module in network.vlm_with_expert.named_modules():
         if module._parameters and type(module) not in known:
             return f"{name} is a {type(module).__name__}, not a plain layer"
