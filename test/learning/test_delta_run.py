@@ -158,7 +158,8 @@ def test_what_is_cached_is_what_the_base_says(trained: Any, tmp_path: Path) -> N
     for key in ("observation.state", "action", "action_is_pad", "observation.language.tokens"):
         assert torch.equal(batch[key], live[key]), key
     with torch.no_grad():
-        assert torch.allclose(batch[IMAGE_TOKENS], policy.image_tokens(live), atol=1e-6)
+        # Another number of pictures at a time may be multiplied by another library.
+        assert torch.allclose(batch[IMAGE_TOKENS], policy.image_tokens(live), atol=1e-5)
         from kuavo_smolvla_ros.learning.validation import fixed_noise
 
         for place, name in enumerate(("task1", "task2")):
