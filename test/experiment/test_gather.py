@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 from kuavo_smolvla_ros.experiment.gather import (
     ABOUT,
+    ARRAYS,
     FIRST_SEED,
     Gathering,
     cameras,
@@ -116,3 +118,23 @@ def test_other_wishes_are_gathered_anew(tmp_path: Path) -> None:
     assert len(called) == 1
     assert json.loads((tmp_path / ABOUT).read_text())["wanted"]["height"] == 6
     assert np.load(tmp_path / "pictures.npy").shape[2:4] == (6, 8)
+
+
+def test_fewer_of_the_same_are_added_to(tmp_path: Path) -> None:
+    small = Gathering(3, 1, height=8, width=12)
+    gather(small, tmp_path / "grown")
+    called: list[None] = []
+    told = gather(replace(small, episodes=2), tmp_path / "grown", lambda: called.append(None))
+    assert len(called) == 2
+    at_once = gather(replace(small, episodes=2), tmp_path / "at once")
+    assert told == at_once
+    for name in ARRAYS:
+        grown, whole = (np.load(tmp_path / folder / f"{name}.npy") for folder in ("grown", "at once"))
+        assert np.array_equal(grown, whole), name
+
+
+def test_more_than_wanted_are_gathered_anew(tmp_path: Path) -> None:
+    gather(Gathering(3, 2, height=8, width=12), tmp_path)
+    told = gather(Gathering(3, 1, height=8, width=12), tmp_path)
+    assert np.load(tmp_path / "episodes.npy").max() == 0
+    assert told["wanted"]["episodes"] == 1
