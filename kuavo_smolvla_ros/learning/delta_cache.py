@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kuavo_smolvla_ros.learning.feed import ListedBatches, make_loader
-from kuavo_smolvla_ros.learning.mixed_dataset import FRAME, MixedDataset
+from kuavo_smolvla_ros.learning.mixed_dataset import FRAME, MixedDataset, Standing
 from kuavo_smolvla_ros.learning.sampler import Draw
 from kuavo_smolvla_ros.learning.settings import RunSettings
 from kuavo_smolvla_ros.learning.sources import ACTION, STATE, DataError, TaskSource
@@ -92,12 +92,16 @@ def cache_task(
     run: RunSettings,
     folder: Path,
     *,
+    standing: Standing,
     base: str,
     draws: int,
     seed: int,
     say: Callable[[str], None] = print,
 ) -> CachedTask:
-    """The cache of these frames of a task below `folder`: read where it is complete, made where it is not."""
+    """The cache of these frames of a task below `folder`: read where it is complete, made where it is not.
+
+    The base decides what it was trained to decide in this mix: flags too that the task's own robot lacks.
+    """
     content = {
         "version": VERSION,
         "base": base,
@@ -108,12 +112,14 @@ def cache_task(
         "frames": hashlib.sha256(frames.astype("<i8").tobytes()).hexdigest(),
         "draws": draws,
         "seed": seed,
+        "flags": standing.known(source),
     }
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
     place = folder / f"{task.name}-{key}"
     if not (place / META_FILE).is_file():
         place.mkdir(parents=True, exist_ok=True)
-        _fill(policy, task, source, frames, preprocess, run, place, draws, seed, say)
+        samples = MixedDataset([task], [source], standing)
+        _fill(policy, samples, frames, preprocess, run, place, draws, seed, say)
         # Written last: a cache without it is not complete, and is made anew.
         write_json(place / META_FILE, content | {"half": bool(_read_half(place))})
     half = read_json(place / META_FILE)["half"]
@@ -139,8 +145,7 @@ def _read_half(place: Path) -> bool:
 @torch.no_grad()
 def _fill(
     policy: KuavoSmolVLAPolicy,
-    task: TaskData,
-    source: TaskSource,
+    samples: MixedDataset,
     frames: NDArray[np.int64],
     preprocess: Callable[[dict[str, Any]], dict[str, Any]],
     run: RunSettings,
@@ -149,6 +154,7 @@ def _fill(
     seed: int,
     say: Callable[[str], None],
 ) -> None:
+    (task,), (source,) = samples.tasks, samples.sources
     device = next(policy.parameters()).device
     was_training = policy.training
     policy.eval()
@@ -156,7 +162,7 @@ def _fill(
     batches = [[Draw(0, int(f), 0) for f in frames[s : s + run.batch_size]] for s in starts]
     arrays: dict[str, Any] = {}
     written = 0
-    for raw in make_loader(MixedDataset([task], [source]), ListedBatches(batches), run, device):
+    for raw in make_loader(samples, ListedBatches(batches), run, device):
         numbers = raw[FRAME].tolist()
         chunk_shape = (policy.config.chunk_size, policy.config.max_action_dim)
         noise, _ = fixed_noise(seed, task.name, numbers, draws, chunk_shape)
@@ -170,7 +176,7 @@ def _fill(
         half = tokens.dtype == torch.bfloat16
         rows = {
             "state": raw[STATE],
-            "action": raw[ACTION],
+            "action": raw[ACTION][..., : source.facts.widths[ACTION]],
             "past_end": raw[ACTION_STEP_PADDING],
             "chunks": chunks.float(),
             "tokens": tokens.view(torch.int16) if half else tokens.float(),

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from kuavo_smolvla_ros.learning.delta_cache import CachedTask
-from kuavo_smolvla_ros.learning.mixed_dataset import FRAME, TASK_NUMBER
+from kuavo_smolvla_ros.learning.mixed_dataset import FRAME, TASK_NUMBER, Standing
 from kuavo_smolvla_ros.learning.sampler import Draw
 from kuavo_smolvla_ros.learning.sources import ACTION, STATE, TaskSource
 from kuavo_smolvla_ros.learning.stage import TaskData
@@ -35,12 +35,14 @@ class DeltaDataset(Dataset[dict[str, Any]]):
         tasks: Sequence[TaskData],
         sources: Sequence[TaskSource],
         cached: Sequence[CachedTask],
+        standing: Standing,
         max_age: int,
         state_width: int,
     ) -> None:
         self._tasks, self._cached = tuple(tasks), tuple(cached)
         self._episodes = tuple(source.episodes for source in sources)
         self._ages, self._state_width = max_age + 1, state_width
+        self._standing = standing
 
     def __len__(self) -> int:
         return sum(len(cached.state) for cached in self._cached)
@@ -50,7 +52,7 @@ class DeltaDataset(Dataset[dict[str, Any]]):
         row = int(cached.row[draw.frame])
         later = self._later_rows(draw)
         states = torch.from_numpy(cached.state[[*later, *[later[-1]] * (self._ages - len(later))]])
-        return {
+        sample = {
             STATE: torch.from_numpy(np.array(cached.state[row])),
             ACTION: torch.from_numpy(np.array(cached.action[row])),
             ACTION_STEP_PADDING: torch.from_numpy(np.array(cached.past_end[row])),
@@ -62,6 +64,7 @@ class DeltaDataset(Dataset[dict[str, Any]]):
             TASK_NUMBER: task.number,
             FRAME: draw.frame,
         }
+        return self._standing(sample)
 
     def _later_rows(self, draw: Draw) -> list[int]:
         """The rows of this frame and those after it, as far as they are of its episode and cached."""

@@ -15,6 +15,7 @@ from kuavo_smolvla_ros.learning.delta_cache import base_sha256, cache_task
 from kuavo_smolvla_ros.learning.delta_data import DeltaDataset, DeltaPreprocess
 from kuavo_smolvla_ros.learning.delta_stage import FOLDER, CacheSettings, DeltaRequest
 from kuavo_smolvla_ros.learning.interruption import Interruption
+from kuavo_smolvla_ros.learning.mixed_dataset import Standing
 from kuavo_smolvla_ros.learning.replay import ReplayDatasetManager
 from kuavo_smolvla_ros.learning.settings import RunSettings
 from kuavo_smolvla_ros.learning.stage import StageError
@@ -93,6 +94,7 @@ def make_feed(
     policy.to(accelerator.device)
     preprocess, _ = make_kuavo_smolvla_pre_post_processors(policy.config, statistics=policy.statistics)
     base = base_sha256(policy)
+    standing = Standing(manager.sources)
 
     def cached() -> list[Any]:
         return [
@@ -104,6 +106,7 @@ def make_feed(
                 preprocess,
                 run,
                 folder,
+                standing=standing,
                 base=base,
                 draws=cache.draws,
                 seed=cache.seed,
@@ -122,6 +125,7 @@ def make_feed(
         manager.stage.tasks,
         manager.sources,
         cached(),
+        standing,
         config.delta_max_age,
         len(manager.facts.state_names),
     )

@@ -27,14 +27,35 @@ TASK_NUMBER = "task_number"  # of the curriculum, for counting and for losses pe
 FRAME = "frame"  # number in the task's data
 
 
+class Standing:
+    """Completes samples of robots that do not walk, in a mix with one that does: the flag is 0 and counts.
+
+    Where a base would go is not known of them, and stays padding.
+    """
+
+    def __init__(self, sources: Sequence[TaskSource]) -> None:
+        wide = widest([source.facts for source in sources])
+        self._width, self._flags = wide.widths[ACTION], wide.flags
+
+    def known(self, source: TaskSource) -> tuple[int, ...]:
+        """Dimensions that samples of this source do not have, and are 0 in."""
+        return tuple(place for place in self._flags if place >= source.facts.widths[ACTION])
+
+    def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
+        if not any(place >= sample[ACTION].shape[-1] for place in self._flags):
+            return sample
+        return pad_sample(sample, {ACTION: self._width}, {ACTION: self._flags})
+
+
 class MixedDataset(Dataset[dict[str, Any]]):
     """Samples by `Draw`; a sample's sentence is its own task's, whatever its data set was recorded with.
 
-    In a mix with a robot that walks, samples of one that does not say that it does not: the flag is 0 and
-    counts. Where a base would go is not known of them, and stays padding.
+    `standing` is that of a larger mix which these tasks are a part of.
     """
 
-    def __init__(self, tasks: Sequence[TaskData], sources: Sequence[TaskSource]) -> None:
+    def __init__(
+        self, tasks: Sequence[TaskData], sources: Sequence[TaskSource], standing: Standing | None = None
+    ) -> None:
         if [task.name for task in tasks] != [source.name for source in sources]:
             raise DataError(
                 f"tasks {', '.join(t.name for t in tasks)} do not match the data of "
@@ -42,8 +63,7 @@ class MixedDataset(Dataset[dict[str, Any]]):
             )
         self.tasks, self.sources = tuple(tasks), tuple(sources)
         self.cameras = tuple(sources[0].facts.cameras)
-        wide = widest([source.facts for source in sources])
-        self._width, self._flags = wide.widths[ACTION], wide.flags
+        self._standing = Standing(sources) if standing is None else standing
         self._features: tuple[FeatureRows, ...] | None = None  # by task
 
     @classmethod
@@ -88,12 +108,6 @@ class MixedDataset(Dataset[dict[str, Any]]):
             TASK_NUMBER: task.number,
             FRAME: draw.frame,
         }
-
-    def _standing(self, sample: dict[str, Any]) -> dict[str, Any]:
-        """The sample, and where its robot lacks the flag for walking: that it is 0."""
-        if not any(place >= sample[ACTION].shape[-1] for place in self._flags):
-            return sample
-        return pad_sample(sample, {ACTION: self._width}, {ACTION: self._flags})
 
 
 def _compact(picture: torch.Tensor) -> torch.Tensor:
