@@ -44,6 +44,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--n-action-steps", type=int, help="executed of each chunk (default: the checkpoint's)"
     )
     parser.add_argument(
+        "--noise-scale",
+        type=float,
+        help="of the noise a chunk begins with (default: the checkpoint's); 0: the same chunk for the same "
+        "observation, often the more precise",
+    )
+    parser.add_argument(
         "--max-steps", type=int, help="end an episode after so many (default: the task's own)"
     )
     parser.add_argument("--device", default=None, help="default: the checkpoint's")
@@ -67,7 +73,11 @@ def evaluate_task(args: argparse.Namespace, checkpoint: str, number: int) -> dic
     from kuavo_smolvla_ros.sim.simulation import Simulation
     from kuavo_smolvla_ros.sim.tasks import make_task
 
-    runner = PolicyRunner.load(checkpoint, device=args.device)
+    runner = PolicyRunner.load(
+        checkpoint,
+        device=args.device,
+        overrides={} if args.noise_scale is None else {"noise_scale": args.noise_scale},
+    )
     config = runner.policy.config
     task = make_task(number, args.level)
     names = load_spec(task.robot).action_names

@@ -71,17 +71,19 @@ def write_results(experiment: Experiment, folder: Path) -> Path:
 
 def _page(experiment: Experiment, cells: Cells) -> Iterator[str]:
     training, trials = experiment.training, experiment.trials
+    steps = ", ".join(map(str, training.steps))
     yield "# What the curriculum keeps, measured by what the policies do"
     yield ""
     yield "Written by `python training/experiment.py` (`make experiment`); how it is done, and what it does"
     yield "not show: [experiment.md](experiment.md)."
     yield ""
     yield (
-        f"{experiment.demonstrations} demonstrations of each task, {training.steps} steps of "
-        f"{training.batch} per stage, tiny network; {trials.episodes} episodes per cell at the level "
+        f"{experiment.demonstrations} demonstrations of each task, {steps} steps of "
+        f"{training.batch} by stage, tiny network; {trials.episodes} episodes per cell at the level "
         f"`{trials.level}`, whose "
         f"seeds no demonstration has; realtime mode, a chunk {trials.manner.latency_s:g} s after its "
-        f"observation and an observation every {trials.manner.n_action_steps} steps. Brackets: Wilson's 95 % "
+        f"observation and an observation every {trials.manner.n_action_steps} steps, noise "
+        f"scaled by {trials.manner.noise_scale:g}. Brackets: Wilson's 95 % "
         f"intervals."
     )
     for way in (CURRICULUM, "no_replay"):

@@ -58,12 +58,14 @@ class Experiment:
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> Experiment:
-        manner = Manner(latency_s=args.latency, n_action_steps=args.n_action_steps)
+        manner = Manner(
+            latency_s=args.latency, n_action_steps=args.n_action_steps, noise_scale=args.noise_scale
+        )
         return cls(
             args.output.resolve(),
             args.demonstrations,
             SeeingSettings(steps=args.seeing_steps),
-            TrainingSettings(steps=args.steps),
+            TrainingSettings(steps=tuple(args.steps)),
             TrialSettings(episodes=args.trials, manner=manner),
             tuple(args.ways),
             args.device,

@@ -54,7 +54,9 @@ def play_episodes(
     from kuavo_smolvla_ros.sim.tasks import make_task
 
     torch.set_num_threads(1)
-    runner = PolicyRunner.load(trial.checkpoint, device=device)
+    runner = PolicyRunner.load(
+        trial.checkpoint, device=device, overrides={"noise_scale": settings.manner.noise_scale}
+    )
     task = make_task(trial.task, settings.level)
     spec = load_spec(task.robot)
     sim = Simulation(task, cameras(*size))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,9 +45,14 @@ class LoadedPolicy:
 
 
 def load_policy(
-    spec: RobotSpec, checkpoint: str, *, device: str | None, log: Callable[[str], None]
+    spec: RobotSpec,
+    checkpoint: str,
+    *,
+    device: str | None,
+    log: Callable[[str], None],
+    overrides: Mapping[str, Any] | None = None,
 ) -> LoadedPolicy:
-    """Load, compare with the robot, and run it on empty pictures until it is warm."""
+    """Load, with some settings replaced, compare with the robot, and run on empty pictures until warm."""
     if not checkpoint:
         raise UserError("no checkpoint: set the parameter 'checkpoint' to a folder or a hub id")
     started = time.monotonic()
@@ -55,7 +60,7 @@ def load_policy(
     reporter = threading.Thread(target=_report_progress, args=(done, started, checkpoint, log), daemon=True)
     reporter.start()
     try:
-        policy = _load(spec, checkpoint, device)
+        policy = _load(spec, checkpoint, device, overrides)
         log(f"loaded {checkpoint} in {time.monotonic() - started:.1f} s, warming up")
         latency_s = _warm_up(spec, policy)
         log(f"warm: one chunk takes {latency_s * 1000:.0f} ms")
@@ -73,13 +78,17 @@ def _report_progress(
         log(f"still loading {checkpoint} ({time.monotonic() - started:.0f} s)")
 
 
-def _load(spec: RobotSpec, checkpoint: str, device: str | None) -> LoadedPolicy:
+def _load(
+    spec: RobotSpec, checkpoint: str, device: str | None, overrides: Mapping[str, Any] | None
+) -> LoadedPolicy:
     # torch and lerobot take seconds to import; the node answers its services before that.
     from kuavo_smolvla_ros.policy.language import TASK_INSTRUCTIONS, check_instructions
     from kuavo_smolvla_ros.policy.runtime import PolicyRunner
     from kuavo_smolvla_ros.policy.steps import TokenizeInstruction
 
-    runner = PolicyRunner.load(checkpoint, device=device, robot_fingerprint=spec.fingerprint)
+    runner = PolicyRunner.load(
+        checkpoint, device=device, robot_fingerprint=spec.fingerprint, overrides=overrides
+    )
     config = runner.policy.config
     wanted, there = sorted(config.cameras), sorted(spec.cameras)
     if wanted != there:

@@ -63,6 +63,10 @@ PARAMETERS = {
     "instruction": Param("", "what to do: a sentence or the name of a task; may change while running"),
     "unknown_instruction": Param("warn", "for an instruction not trained on", choices=UNKNOWN_CHOICES),
     "camera_frozen_after_s": Param(1.0, "a picture the same for so long counts as dead; 0: never", 0.0, 60.0),
+    "noise_scale": Param(
+        -1.0, "of the noise a chunk begins with; 0: the same chunk for the same observation; -1: as trained",
+        -1.0, 2.0, fixed=True,
+    ),
     "seed": Param(-1, "seed of the policy's noise, for tests; -1: fresh noise each time", -1, 2**31 - 1),
     "autostart": Param(True, "configure and activate at the start, without a lifecycle manager", fixed=True),
 }  # fmt: skip
@@ -119,6 +123,7 @@ class PolicyNode(LifecycleNode):
                 self._value("checkpoint"),
                 device=self._value("device") or None,
                 log=self.get_logger().info,
+                overrides=self._overrides(),
             )
             ears = Ears(f"{self.get_name()}_ears", self.get_namespace(), self.spec.inputs, self.context)
             self.observer = Observer(self.spec, ears, self._value("camera_frozen_after_s") or None)
@@ -188,6 +193,11 @@ class PolicyNode(LifecycleNode):
             log.info(f"pictures are encoded as they come in: one takes {encode_s * 1e3:.1f} ms")
             return encode_s
         return None
+
+    def _overrides(self) -> dict[str, Any]:
+        """What an operator has the policy do otherwise than its checkpoint says."""
+        noise_scale = self._value("noise_scale")
+        return {} if noise_scale < 0 else {"noise_scale": noise_scale}
 
     def _habits(self, loaded: LoadedPolicy) -> Habits:
         seed = self._value("seed")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -86,6 +87,7 @@ class KuavoSmolVLAConfig(PreTrainedConfig):
 
     # Inference
     num_steps: int = 10
+    noise_scale: float = 1.0  # of the noise a chunk begins with; 0: always the same chunk, a likely one
     rtc_execution_horizon: int = 10
     rtc_max_guidance_weight: float = 10.0
     rtc_schedule: str = "LINEAR"
@@ -145,6 +147,8 @@ class KuavoSmolVLAConfig(PreTrainedConfig):
             )
         if self.num_steps < 1:
             raise ConfigError(f"num_steps is {self.num_steps}; at least one denoising step is needed")
+        if not (math.isfinite(self.noise_scale) and self.noise_scale >= 0):
+            raise ConfigError(f"noise_scale is {self.noise_scale}; it must be finite and not negative")
         for name, value, allowed in (
             ("compute_dtype", self.compute_dtype, COMPUTE_DTYPES),
             ("vision_position_ids", self.vision_position_ids, POSITION_ID_MODES),

@@ -197,7 +197,8 @@ class KuavoSmolVLAPolicy(PreTrainedPolicy):
         `prefix` (B or 1, steps, width), normalised, is the not yet executed rest of the previous chunk,
         beginning at this observation; `delay` says how many of its steps will have been executed when this
         chunk arrives. `context` may be kept from `self.context(batch)` while pictures and instruction stay
-        the same. The noise comes from `noise`, or is drawn under `seed`, or freely.
+        the same. The noise is `noise` as it stands, or drawn under `seed`, or freely, and scaled by
+        `config.noise_scale`.
         """
         config = self.config
         request = self.chunk_request(batch, noise, prefix, delay, execution_horizon, seed)
@@ -233,7 +234,7 @@ class KuavoSmolVLAPolicy(PreTrainedPolicy):
         shape = (batch_size, config.chunk_size, config.max_action_dim)
         if noise is None:
             generator = None if seed is None else torch.Generator().manual_seed(seed)
-            noise = sample_noise(shape, device, generator)
+            noise = config.noise_scale * sample_noise(shape, device, generator)
         elif tuple(noise.shape) != shape:
             raise UsageError(f"noise has shape {tuple(noise.shape)}, the policy needs {shape}")
         guide = None

@@ -18,7 +18,7 @@ def experiment(output: Path, ways: tuple[str, ...] = WAYS, **more: int) -> Exper
         output=output,
         demonstrations=1,
         seeing=SeeingSettings(steps=4, batch=8, warmup=1),
-        training=TrainingSettings(steps=more.get("steps", 4), batch=20),
+        training=TrainingSettings(steps=(more.get("steps", 4),) * 4, batch=20),
         trials=TrialSettings(episodes=1, manner=Manner(n_action_steps=16)),
         ways=ways,
         workers=1,

@@ -15,11 +15,12 @@ from kuavo_smolvla_ros.experiment.ways import (
     stages_of,
 )
 from kuavo_smolvla_ros.learning.stage import Curriculum, check_curriculum
+from kuavo_smolvla_ros.learning.stage_config import read_request
 
 
 @pytest.fixture
 def curriculum(tmp_path: Path) -> Curriculum:
-    stages, _ = curriculum_of(TrainingSettings(steps=40), tmp_path / "seeing", tmp_path, "cpu")
+    stages, _ = curriculum_of(TrainingSettings(steps=(40,) * 4), tmp_path / "seeing", tmp_path, "cpu")
     return stages
 
 
@@ -36,9 +37,21 @@ def test_the_curriculum_falls_in_rate_and_in_layers(curriculum: Curriculum, tmp_
     assert [stage.init.target for stage in curriculum[1:]] == list(TASK_FILES[:3])
 
 
-def test_replay_is_the_curriculums_own(curriculum: Curriculum) -> None:
+def test_replay_is_at_least_that_of_the_task_files(curriculum: Curriculum) -> None:
+    assert curriculum[0].shares == (1,)
     assert curriculum[1].shares == (Fraction(1, 5), Fraction(4, 5))
-    assert curriculum[3].shares == (Fraction(1, 10), Fraction(1, 10), Fraction(1, 5), Fraction(3, 5))
+    assert curriculum[3].shares == tuple(Fraction(share, 20) for share in (3, 6, 4, 7))
+    for file, stage in zip(TASK_FILES, curriculum, strict=True):
+        (shipped,) = read_request([f"task=tasks/{file}"]).stages
+        assert stage.shares[-1] <= shipped.shares[-1]
+        assert all(ours >= theirs for ours, theirs in zip(stage.shares[:-1], shipped.shares, strict=False))
+
+
+def test_each_stage_has_its_own_length(tmp_path: Path) -> None:
+    settings = TrainingSettings(steps=(10, 20, 30, 40))
+    stages, _ = curriculum_of(settings, tmp_path / "seeing", tmp_path, "cpu")
+    assert [stage.training.max_steps for stage in stages] == [10, 20, 30, 40]
+    assert [stage.training.max_steps for stage in stages_of("joint", stages)] == [100]
 
 
 def test_no_replay_differs_in_the_mix_alone(curriculum: Curriculum) -> None:

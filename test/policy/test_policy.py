@@ -157,6 +157,34 @@ class TestChunk:
         assert torch.equal(policy.predict_action_chunk(batch, seed=7), first)
         assert not torch.equal(policy.predict_action_chunk(batch, seed=8), first)
 
+    def test_without_noise_it_is_always_the_same(self, make_policy, make_batch):
+        policy = make_policy(noise_scale=0.0)
+        batch = make_batch(policy)
+        first = policy.predict_action_chunk(batch)
+        assert torch.equal(policy.predict_action_chunk(batch, seed=8), first)
+        assert torch.equal(policy.predict_action_chunk(batch, torch.zeros_like(NOISE)), first)
+
+    def test_less_noise_is_nearer_to_none(self, make_policy, make_batch):
+        policy = make_policy()
+        batch, chunks = make_batch(policy), []
+        for scale in (0.0, 0.1, 1.0):
+            policy.config.noise_scale = scale
+            chunks.append(policy.predict_action_chunk(batch, seed=7))
+        none, little, much = chunks
+        assert 0 < (little - none).square().mean() < (much - none).square().mean()
+
+    def test_the_callers_own_noise_stays_as_it_is(self, make_policy, make_batch):
+        policy = make_policy()
+        batch = make_batch(policy)
+        first = policy.predict_action_chunk(batch, NOISE)
+        policy.config.noise_scale = 0.5
+        assert torch.equal(policy.predict_action_chunk(batch, NOISE), first)
+
+    @pytest.mark.parametrize("scale", [-0.1, float("nan"), float("inf")])
+    def test_a_scale_that_is_none(self, make_policy, scale):
+        with pytest.raises(ConfigError, match="noise_scale"):
+            make_policy(noise_scale=scale)
+
     def test_a_batch_equals_its_samples(self, make_policy, make_batch):
         policy = make_policy()
         batch = make_batch(policy)
