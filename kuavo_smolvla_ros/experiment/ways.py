@@ -25,7 +25,9 @@ class TrainingSettings:
     """How long and how fast; what is not here is as in config/policy."""
 
     steps: tuple[int, ...] = (6000, 6000, 12000, 12000)
-    """Of each stage, and of its task alone; joint training gets those of all stages together."""
+    """Of each stage. Joint training gets those of all stages together; a task alone those of the first, which
+    is no less than its own stage shows of it beside the replay.
+    """
     shares: tuple[tuple[str, ...], ...] = (
         ("1",),
         ("0.2", "0.8"),
@@ -58,19 +60,21 @@ def stages_of(way: str, curriculum: Curriculum) -> Curriculum:
     first = curriculum[0]
     if way == "joint":
         (stage,) = stages
-        steps = sum(each.training.max_steps or 0 for each in curriculum)
-        return (
-            replace(
-                stage,
-                training=replace(stage.training, max_steps=steps),
-                schedule=replace(stage.schedule, decay_steps=steps),
-                optimizer=first.optimizer,
-                policy=first.policy,
-            ),
-        )
+        return (_as_first(stage, first, sum(each.training.max_steps or 0 for each in curriculum)),)
     if way == "single":  # nothing came before, so nothing has to be kept
-        return tuple(replace(stage, optimizer=first.optimizer, policy=first.policy) for stage in stages)
+        return tuple(_as_first(stage, first, first.training.max_steps or 0) for stage in stages)
     return stages
+
+
+def _as_first(stage: Stage, first: Stage, steps: int) -> Stage:
+    """A stage that trains what the first does, as fast, for so many steps."""
+    return replace(
+        stage,
+        training=replace(stage.training, max_steps=steps),
+        schedule=replace(stage.schedule, decay_steps=steps),
+        optimizer=first.optimizer,
+        policy=first.policy,
+    )
 
 
 def curriculum_of(
