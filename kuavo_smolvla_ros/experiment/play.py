@@ -55,8 +55,8 @@ class Manner:
     realtime: bool = True
     """Think while moving, each chunk agreeing with the one under way; else the arms wait for each chunk."""
     execution_horizon: int = 10
-    noise_scale: float = 0.0
-    """Of the noise a chunk begins with. Where there is one way to do a task, chance only makes it worse."""
+    noise_scale: float = 1.0
+    """Of the noise a chunk begins with. Less is more precise, and slower to leave where it waits."""
 
 
 @dataclass(frozen=True)

@@ -24,15 +24,15 @@ LR_OF_TASK_FILES = 5e-5
 class TrainingSettings:
     """How long and how fast; what is not here is as in config/policy."""
 
-    steps: tuple[int, ...] = (6000, 6000, 12000, 12000)
+    steps: tuple[int, ...] = (6000, 10000, 12000, 16000)
     """Of each stage. Joint training gets those of all stages together; a task alone those of the first, which
-    is no less than its own stage shows of it beside the replay.
+    is about what its own stage shows of it beside the replay.
     """
     shares: tuple[tuple[str, ...], ...] = (
         ("1",),
         ("0.2", "0.8"),
-        ("0.15", "0.4", "0.45"),
-        ("0.15", "0.3", "0.2", "0.35"),
+        ("0.15", "0.35", "0.5"),
+        ("0.1", "0.25", "0.2", "0.45"),
     )
     """Of the tasks so far, by stage. More replay than in the task files: a network this small has nothing
     to keep what it learnt in, and task 2, whose grasps bear 12 mm, is lost first.
@@ -46,7 +46,7 @@ class TrainingSettings:
     """
     vision_lr_share: float = 0.1
     chunk: int = 16
-    unfrozen: tuple[int, ...] = (2, 1, 1, 0)
+    unfrozen: tuple[int, ...] = (2, 2, 1, 1)
     """Upper vision layers that train, of the tiny backbone's four, by stage."""
     ema: float = 0.998
     seed: int = 0

@@ -16,7 +16,7 @@ from kuavo_smolvla_ros.experiment.ways import TASK_FILES, WAYS, TrainingSettings
 def experiment(output: Path, ways: tuple[str, ...] = WAYS, **more: int) -> Experiment:
     return Experiment(
         output=output,
-        demonstrations=1,
+        demonstrations=2,  # one is held out
         seeing=SeeingSettings(steps=4, batch=8, warmup=1),
         training=TrainingSettings(steps=(more.get("steps", 4),) * 4, batch=20),
         trials=TrialSettings(episodes=1, manner=Manner(n_action_steps=16)),
