@@ -24,14 +24,14 @@ LR_OF_TASK_FILES = 5e-5
 class TrainingSettings:
     """How long and how fast; what is not here is as in config/policy."""
 
-    steps: tuple[int, ...] = (6000, 10000, 12000, 16000)
+    steps: tuple[int, ...] = (6000, 6000, 12000, 16000)
     """Of each stage. Joint training gets those of all stages together; a task alone those of the first, which
     is about what its own stage shows of it beside the replay.
     """
     shares: tuple[tuple[str, ...], ...] = (
         ("1",),
         ("0.2", "0.8"),
-        ("0.15", "0.35", "0.5"),
+        ("0.15", "0.4", "0.45"),
         ("0.1", "0.25", "0.2", "0.45"),
     )
     """Of the tasks so far, by stage. More replay than in the task files: a network this small has nothing
@@ -46,7 +46,7 @@ class TrainingSettings:
     """
     vision_lr_share: float = 0.1
     chunk: int = 16
-    unfrozen: tuple[int, ...] = (2, 2, 1, 1)
+    unfrozen: tuple[int, ...] = (2, 1, 1, 1)
     """Upper vision layers that train, of the tiny backbone's four, by stage."""
     ema: float = 0.998
     seed: int = 0

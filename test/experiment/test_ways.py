@@ -32,7 +32,7 @@ def test_the_curriculum_falls_in_rate_and_in_layers(curriculum: Curriculum, tmp_
     # 2e-5 to 5e-5 on the full-size network, of which the square root is kept here
     assert rates[3] / rates[0] == pytest.approx(0.4**0.5)
     layers = [dict(stage.policy)["unfreeze_vision_layers"] for stage in curriculum]
-    assert layers == [(-1, -2), (-1, -2), (-1,), (-1,)]
+    assert layers == [(-1, -2), (-1,), (-1,), (-1,)]
     assert curriculum[0].init.target == str(tmp_path / "seeing")
     assert [stage.init.target for stage in curriculum[1:]] == list(TASK_FILES[:3])
 
