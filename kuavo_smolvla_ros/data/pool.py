@@ -46,14 +46,14 @@ def _in_processes(workers: int, job: Job, recordings: Sequence[Recording]) -> Re
     )
     try:
         while True:
-            while len(waiting) < 2 * workers + 1 and (recording := next(upcoming, None)):
-                with _deaf_to_ctrl_c():
-                    waiting.append((recording, pool.submit(process, job, recording)))
-            if not waiting:
-                break
             try:
+                while len(waiting) < 2 * workers + 1 and (recording := next(upcoming, None)):
+                    with _deaf_to_ctrl_c():
+                        waiting.append((recording, pool.submit(process, job, recording)))
+                if not waiting:
+                    break
                 shard = waiting[0][1].result()
-            except BrokenProcessPool:
+            except BrokenProcessPool:  # heard of with the next result, or the next recording handed out
                 names = ", ".join(recording.name for recording, _ in list(waiting)[:workers])
                 raise UserError(
                     f"a worker process was killed while converting {names} (out of memory?); what is done is "

@@ -670,7 +670,9 @@ def test_an_error_while_writing_leaves_what_is_journaled_and_nothing_else(
 def test_a_killed_worker_is_one_sentence_and_what_is_done_stays(
     run: Run, recipes: Recipes, tmp_path: Path, contents: Contents
 ) -> None:
-    recordings = recipes(**{f"r{n:02d}": [{"length": 25, "seed": n}] for n in range(8)})
+    # The last ones take long: however late this process hears of the first, there is a worker to kill.
+    lengths = [25] * 4 + [250] * 4
+    recordings = recipes(**{f"r{n:02d}": [{"length": each, "seed": n}] for n, each in enumerate(lengths)})
 
     def kill_one(recording: Recording, shard: object) -> None:
         if recording.name == "r02.bag":
