@@ -69,8 +69,8 @@ LIMIT_CUDA_MS = 10.0
 BUILDS_ON = {
     "plain fp32": "stock fp32",
     "fast fp32, torch products": "plain fp32",
+    "fast fp32": "fast fp32, torch products",
     "fast fp32, torch attention": "fast fp32, torch products",
-    "fast fp32": "fast fp32, torch attention",
     "fast bf16": "fast fp32",
     "fast bf16, one new camera": "fast bf16",
     "fast bf16, all ahead": "fast bf16, one new camera",
@@ -90,6 +90,14 @@ CHANGES_RESULTS = (
 )
 
 
+class Work(NamedTuple):
+    """What a variant computes: how many pictures of which size (width, height) it encodes, and its steps."""
+
+    encoded: int
+    size: tuple[int, int]
+    steps: int
+
+
 @dataclass
 class Variant:
     """A way to a chunk, and what its runs took."""
@@ -98,6 +106,7 @@ class Variant:
     run: Callable[[], Tensor]
     timers: Timers
     precision: str
+    work: Work
     seconds: list[float] = field(default_factory=list)
     parts: dict[str, list[float]] = field(default_factory=dict)
     chunk: Tensor | None = None
@@ -192,13 +201,14 @@ class Bench:
             },
         )
         run = partial(self.stock.predict_action_chunk, self.stock_batch, self.noise)
-        self._add("stock fp32", run, timers, "float32")
+        self._add("stock fp32", run, timers, "float32", self._work(SamplerOptions()))
 
     def add_plain(self) -> None:
         images = {f"observation.images.{n}": p[None].to(self.args.device) for n, p in self.pictures.items()}
         batch = {**self.batch, **images}
         run = partial(self.ours.predict_action_chunk, batch, self.noise)
-        self._add("plain fp32", run, Timers(self.args.device, {}), "float32")
+        timers = Timers(self.args.device, {})
+        self._add("plain fp32", run, timers, "float32", self._work(SamplerOptions()))
 
     def add_fast(self, name: str, options: SamplerOptions, *, ahead: int = 0, attention: bool = True) -> None:
         """`ahead` cameras have been encoded before; without `attention` the vision encoder's is torch's."""
@@ -218,7 +228,15 @@ class Bench:
         if self.args.device == "cpu":  # on a GPU both are replayed from graphs
             places |= {"prefix": (sampler, "_run_prefix"), "step": (sampler._steps, "velocity")}
         precision = "int8" if options.dtype == "int8" else str(sampler.dtype).removeprefix("torch.")
-        self._add(name, run, Timers(self.args.device, places), precision)
+        self._add(name, run, Timers(self.args.device, places), precision, self._work(options, ahead))
+
+    def _work(self, options: SamplerOptions, ahead: int = 0) -> Work:
+        config = self.ours.config
+        width, height = options.image_size or config.image_size
+        if options.unpadded:
+            height = width * PICTURE[0] // PICTURE[1]
+        steps = options.steps or config.num_steps
+        return Work(self.args.cameras - ahead, (width, height), steps)
 
     def _sampler(self, options: SamplerOptions) -> Sampler:
         """Pictures' sizes are no part of the packed weights: samplers that differ in them share those."""
@@ -231,8 +249,8 @@ class Bench:
         sampler.options = options
         return sampler
 
-    def _add(self, name: str, run: Callable[[], Tensor], timers: Timers, precision: str) -> None:
-        self.variants.append(Variant(name, run, timers, precision))
+    def _add(self, name: str, run: Callable[[], Tensor], timers: Timers, precision: str, work: Work) -> None:
+        self.variants.append(Variant(name, run, timers, precision, work))
 
     def measure(self) -> None:
         """Once to warm up, then all in turn: what disturbs the machine disturbs all of them."""
@@ -257,14 +275,15 @@ class Bench:
                 for part, seconds in _parts(variant.timers.spent, total).items():
                     variant.parts.setdefault(part, []).append(seconds)
 
-    def cost(self, pictures: int) -> dict[str, Cost]:
+    def cost(self, work: Work) -> dict[str, Cost]:
+        """Of vision, the prefix and one step."""
         sizes, config = self.ours.model.architecture, self.ours.config
-        width, height = config.image_size
-        encoded = encode_cost(sizes, height, width)
+        width, height = work.size
+        encoded = encode_cost(sizes, height, width) if work.encoded else Cost(0, 0)
         length = self.args.cameras * sizes.image_tokens(height, width) + self.words + 1
         return {
             # Together the cameras read the weights once.
-            "vision": encoded._replace(flops=encoded.flops * pictures),
+            "vision": encoded._replace(flops=encoded.flops * work.encoded),
             "prefix": prefix_cost(sizes, length),
             "step": step_cost(sizes, length, config.chunk_size, config.max_action_dim),
         }
@@ -337,7 +356,7 @@ def report(bench: Bench) -> list[dict[str, Any]]:
     print(
         "\rmachine: " + ", ".join(f"{name} {rate / 1e9:.0f} G{units[name]}" for name, rate in rates.items())
     )
-    costs = bench.cost(bench.args.cameras)
+    costs = bench.cost(stock.work)
     print("counted: " + ", ".join(f"{part} {c.flops / 1e9:.1f} GFLOP" for part, c in costs.items()))
     print(
         f"{'':<26}{'chunk ms':>9}{'ratio':>7}{'images':>8}{'vision':>8}{'prefix':>8}{'step':>7}"
@@ -346,8 +365,8 @@ def report(bench: Bench) -> list[dict[str, Any]]:
     rows = []
     for variant in bench.variants:
         least = sum(
-            roofline_s(cost, variant.precision, rates) * (10 if part == "step" else 1)
-            for part, cost in costs.items()
+            roofline_s(cost, variant.precision, rates) * (variant.work.steps if part == "step" else 1)
+            for part, cost in bench.cost(variant.work).items()
         )
         assert variant.chunk is not None
         assert stock.chunk is not None
@@ -382,7 +401,9 @@ def add_variants(bench: Bench, args: argparse.Namespace) -> None:
     if args.dtype in ("all", "float32"):
         if args.device == "cpu" and args.backbone != "tiny":
             bench.add_fast("fast fp32, torch products", SamplerOptions(dtype="float32", forms="dense"))
-            bench.add_fast("fast fp32, torch attention", SamplerOptions(dtype="float32"), attention=False)
+            if torch.get_num_threads() == 1:  # with more, the fast path's attention is torch's as well
+                options = SamplerOptions(dtype="float32")
+                bench.add_fast("fast fp32, torch attention", options, attention=False)
         bench.add_fast("fast fp32", SamplerOptions(dtype="float32"))
     half = SamplerOptions(dtype="bfloat16")
     if args.dtype in ("all", "bfloat16"):
@@ -523,7 +544,7 @@ def main() -> int:
             "runs": len(bench.variants[0].seconds),
             "torch": torch.__version__,
             "rates": bench.rates,
-            "cost": {part: cost._asdict() for part, cost in bench.cost(args.cameras).items()},
+            "cost": {part: cost._asdict() for part, cost in bench.cost(bench.variants[0].work).items()},
             "rows": rows,
             "short": short,
         }
