@@ -14,6 +14,8 @@ from kuavo_smolvla_ros.robot.description import RobotSpec
 from kuavo_smolvla_ros.robot.messages import NS_PER_S
 
 HOLD_S = 10.0  # how long the arms wait at a chunk's end for the next one, where the policy works in turns
+# Farther than this from the plan the arms do not follow it: the executor's own bound for refusing a chunk.
+LEFT_BEHIND_RAD = 0.5
 
 
 def next_due_ns(chunk: ActionChunk, n_action_steps: int, fps: float) -> int:
@@ -55,6 +57,25 @@ def standing(spec: RobotSpec, state: np.ndarray) -> np.ndarray | None:
     return action
 
 
+def followed(
+    spec: RobotSpec, previous: ActionChunk | None, state: np.ndarray, t_ns: int
+) -> ActionChunk | None:
+    """The previous chunk if the arms are where it has them; None where it was refused, or they were stopped.
+
+    A chunk that continues one which nobody executes begins ever farther from the arms, and is refused again.
+    """
+    if previous is None:
+        return None
+    at_ns = min(max(t_ns - previous.stamp_ns, 0), int(previous.times_ns[-1]))
+    for at, name in enumerate(previous.names):
+        if not spec.joints[name].group.endswith("_arm") or name not in spec.state_names:
+            continue
+        planned = np.interp(at_ns, previous.times_ns, previous.values[:, at])
+        if abs(planned - state[spec.state_names.index(name)]) > LEFT_BEHIND_RAD:
+            return None
+    return previous
+
+
 def continued(
     previous: ActionChunk | None,
     t_ns: int,
@@ -66,18 +87,16 @@ def continued(
     """The rest of the previous chunk from an observation on, and how many steps of it will have been executed
     when the answer is there, if that takes `latency_s` of the robot's time.
 
-    Before the first chunk the robot is `still`, and will be when the answer is there: a chunk that knew
-    nothing of that would by then be ahead of the arms, and one far ahead is refused. `most` steps of a chunk
-    stand still at most, for a policy that takes longer than its chunk lasts.
+    Before the first chunk, and after the last one's end, the robot is `still`, and will be when the answer is
+    there: a chunk that knew nothing of that would by then be ahead of the arms, and one far ahead is refused.
+    `most` steps of a chunk stand still at most, for a policy that takes longer than its chunk lasts.
     """
     # Needs torch, which takes seconds to import and by now has been: a wrong start fails before that.
     from kuavo_smolvla_ros.policy.rtc import delay_steps, remaining_chunk
 
-    if previous is None:
+    rest = None if previous is None else remaining_chunk(previous.values, previous.stamp_ns, t_ns, fps)
+    if rest is None:
         # And the step that is due when the answer is there: from it the arms set out.
         delay = min(delay_steps(latency_s, fps) + 1, most)
         return (None, 0) if still is None else (np.tile(still, (delay, 1)), delay)
-    rest = remaining_chunk(previous.values, previous.stamp_ns, t_ns, fps)
-    if rest is None:
-        return None, 0
     return rest, min(delay_steps(latency_s, fps), len(rest))

@@ -13,6 +13,7 @@ import pytest
 from rclpy.serialization import serialize_message
 from sensor_msgs.msg import CompressedImage, JointState
 
+from kuavo_smolvla_ros.control.chunk import ActionChunk
 from kuavo_smolvla_ros.nodes.ahead import time_to_encode_s
 from kuavo_smolvla_ros.nodes.inference import AHEAD_PER_THOUGHT, Habits, Question, Thinker, Thought
 from kuavo_smolvla_ros.nodes.instruction import Instruction
@@ -76,10 +77,10 @@ class Desk:
         self.thoughts: queue.SimpleQueue[Thought] = queue.SimpleQueue()
         self.thinker = Thinker(runner, Observer(SPEC, ears, None), habits, self.thoughts.put)
 
-    def think(self, seen: Observation[bytes]) -> Thought:
+    def think(self, seen: Observation[bytes], previous: ActionChunk | None = None) -> Thought:
         while self.thinker.busy:  # it is so for a moment after its last thought was heard
             threading.Event().wait(0.001)
-        self.thinker.ask(Question(seen, Instruction("pick it up", "task"), 0, None))
+        self.thinker.ask(Question(seen, Instruction("pick it up", "task"), 0, previous))
         return self.thoughts.get(timeout=60)
 
     def prepared(self, count: int) -> None:
@@ -120,6 +121,22 @@ def test_pictures_encoded_ahead_give_the_same_chunk(make_desk: Callable[..., Des
         assert np.abs(values(ahead.think(seen)) - expected).max() < 1e-5
         assert runner._cameras.encoded - before == len(SPEC.cameras) - len(names)
         assert ahead.thinker.used_ahead == len(names)
+
+
+def test_a_plan_the_arms_do_not_follow_is_not_continued(make_desk: Callable[..., Desk]) -> None:
+    """They stand at 0.3 rad; a chunk that continued one at 1.5 rad would be refused, as that one was."""
+
+    def plan(at: float) -> ActionChunk:
+        rows = np.full((50, len(SPEC.action_names)), at)
+        times_ns = np.arange(50) * 100_000_000
+        return ActionChunk(T_NS, times_ns, SPEC.action_names, rows, "task", 1, SPEC.fingerprint)
+
+    seen = observation(1)
+    anew = values(make_desk().think(seen))
+    refused = values(make_desk().think(seen, plan(1.5)))
+    under_way = values(make_desk().think(seen, plan(0.5)))
+    assert np.abs(refused - anew).max() < 1e-6
+    assert np.abs(under_way - anew).max() > 0.01
 
 
 def test_another_picture_with_the_same_stamp_is_not_taken_for_it(make_desk: Callable[..., Desk]) -> None:
