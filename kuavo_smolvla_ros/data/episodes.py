@@ -10,9 +10,8 @@ Everything left out is said.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -25,23 +24,22 @@ from kuavo_smolvla_ros.data.bags import Bag, BagError, open_bag
 from kuavo_smolvla_ros.data.episode import Episode, Rejection
 from kuavo_smolvla_ros.data.episode_settings import EpisodeSettings
 from kuavo_smolvla_ros.data.findings import Code, Finding, Severity
+from kuavo_smolvla_ros.data.gaps import gap, note_before_commands, note_faults, why_nothing
+from kuavo_smolvla_ros.data.notes import NS_PER_S, Notes
+from kuavo_smolvla_ros.data.pieces import Candidate, Cutter, Piece
 from kuavo_smolvla_ros.data.recording_index import RecordingIndex, index_recording
-from kuavo_smolvla_ros.data.sampling import Admitted, Cause, Sampler, Stretch
+from kuavo_smolvla_ros.data.sampling import Admitted, Sampler, Stretch
 from kuavo_smolvla_ros.data.segments import (
     Window,
     clock_windows,
     live_stretches,
     odd_stamps,
     runs,
-    split_at_pauses,
-    trim_idle,
 )
 from kuavo_smolvla_ros.errors import UsageError
 from kuavo_smolvla_ros.robot.description import RobotSpec
 
 _COARSE_GAP_NS = 1_000_000_000  # a longer gap begins a new grid: stamps may lie years apart
-_SLIVER_S = 0.5  # shorter usable times are counted, not listed
-NS_PER_S = 1_000_000_000
 
 Part = Episode | Rejection
 
@@ -61,37 +59,6 @@ def extract(
         return Rejection(path.name, sentence, (finding,))
 
 
-@dataclass(frozen=True)
-class _Run:
-    """Consecutive usable grid steps."""
-
-    stretch: Stretch
-    steps: slice
-
-    @property
-    def start_ns(self) -> int:
-        return int(self.stretch.grid_ns[self.steps.start])
-
-    @property
-    def end_ns(self) -> int:
-        return int(self.stretch.grid_ns[self.steps.stop - 1])
-
-    def __len__(self) -> int:
-        return self.steps.stop - self.steps.start
-
-    def part(self, inner: slice) -> _Run:
-        return _Run(self.stretch, slice(self.steps.start + inner.start, self.steps.start + inner.stop))
-
-
-@dataclass
-class _Candidate:
-    """An episode to be, or the reason why it is none."""
-
-    run: _Run
-    findings: list[Finding]
-    reason: str | None = None
-
-
 class _Extraction:
     """One recording on its way."""
 
@@ -100,8 +67,9 @@ class _Extraction:
         self._spec = spec
         self._settings = settings
         self._name = bag.path.name
-        self._findings: list[Finding] = []  # about the recording as a whole
-        self._origin_ns = 0
+        self._notes = Notes(spec, self._name)  # about the recording as a whole
+        self._findings = self._notes.findings
+        self._cutter = Cutter(spec.fps, settings, self._notes)
 
     def run(self) -> list[Part] | Rejection:
         unknown = sorted(set(self._settings.receive_stamped) - set(self._spec.streams))
@@ -155,7 +123,7 @@ class _Extraction:
         admitted = {name: Admitted.of(record) for name, record in index.streams.items()}
         inputs = [a for n, a in admitted.items() if self._spec.streams[n].direction == "in"]
         firsts = [int(a.record.stamps_ns.min()) for a in inputs if len(a.record)]
-        self._origin_ns = min(firsts, default=0)
+        self._notes.origin_ns = min(firsts, default=0)
         jumps = [(jump, name) for name, a in admitted.items() for jump in a.jumps_ns]
         self._windows = clock_windows([jump for jump, _ in jumps])
         for window in self._windows[1:]:
@@ -175,9 +143,9 @@ class _Extraction:
             )
         return Sampler(self._bag, self._spec, self._settings, admitted)
 
-    def _candidates(self, index: RecordingIndex, sampler: Sampler) -> list[_Candidate]:
+    def _candidates(self, index: RecordingIndex, sampler: Sampler) -> list[Candidate]:
         self._stretches: list[Stretch] = []
-        candidates: list[_Candidate] = []
+        candidates: list[Candidate] = []
         for window in self._windows:
             for span in self._spans(index, sampler, window):
                 candidates += self._of_span(sampler, window, span)
@@ -213,111 +181,63 @@ class _Extraction:
                 if marker.text == "stop":
                     spans.append((start, header_time(marker.receive_ns)))
                 else:
-                    self._find(Code.DISCARDED, Severity.INFO, "marked to be discarded", None, start)
+                    self._notes.add(Code.DISCARDED, Severity.INFO, "marked to be discarded", None, start)
         if is_open:
             spans.append((start, None))
         return spans
 
     def _of_span(
         self, sampler: Sampler, window: Window, span: tuple[int | None, int | None]
-    ) -> list[_Candidate]:
+    ) -> list[Candidate]:
         streams, _ = sampler.recorded(sampler.inputs, window)
         longest = max([_COARSE_GAP_NS, *(b.max_age_ns for b in sampler.budgets.values() if b.max_age_ns)])
-        found: list[_Run] = []
+        found: list[Piece] = []
         for start, end in live_stretches(streams, longest, *span):
             stretch = sampler.sample(window, start, end)
             self._stretches.append(stretch)
-            found += [_Run(stretch, steps) for steps in runs(stretch.usable)]
-            self._note_faults(stretch)
-        self._note_before_commands(found, sampler, window, span)
-        gaps = [self._gap(a, b, sampler, streams) for a, b in pairwise(found)]
+            found += [Piece(stretch, steps) for steps in runs(stretch.usable)]
+            note_faults(self._notes, stretch)
+        if self._settings.uncommanded == "trim":
+            note_before_commands(self._notes, found, sampler, window, span[0])
+        gaps = [gap(self._notes, a, b, streams) for a, b in pairwise(found)]
         self._findings += gaps
-        long_enough = [run for run in found if self._seconds(len(run)) >= self._settings.min_episode_s]
+        least_s = self._settings.min_episode_s
+        long_enough = [piece for piece in found if self._cutter.seconds(len(piece)) >= least_s]
         if self._settings.on_gap == "reject" and len(long_enough) > 1:
             whole = [g for g in gaps if long_enough[0].end_ns <= (g.time_ns or 0) <= long_enough[-1].start_ns]
             worst = max(whole, key=lambda g: (g.data or {}).get("seconds", 0.0))
             where = f"{worst.topic}: " if worst.topic else ""
             reason = f"has {len(whole)} gaps, and on_gap is reject; the longest: {where}{worst.sentence}"
-            return [_Candidate(long_enough[0], [], reason)]
-        return [candidate for run in found for candidate in self._of_run(run)]
-
-    def _of_run(self, run: _Run) -> list[_Candidate]:
-        rules = self._settings
-        stretch, steps = run.stretch, run.steps
-        values = np.concatenate([stretch.state[steps], stretch.action[steps]], axis=1)
-        moving = stretch.moving[steps]
-        parts = [slice(0, len(run))]
-        if rules.max_pause_s is not None:
-            longest = round(rules.max_pause_s * self._spec.fps)
-            parts = split_at_pauses(values, rules.still_tolerance, moving, longest)
-        candidates = []
-        for part in parts:
-            length = self._seconds(part.stop - part.start)
-            if length < _SLIVER_S:
-                continue
-            own = run.part(part)
-            findings: list[Finding] = []
-            if len(parts) > 1 and part.start:
-                sentence = f"a standstill of more than {rules.max_pause_s:g} s separates two episodes"
-                findings.append(self._finding(Code.PART, Severity.INFO, sentence, None, own.start_ns))
-            if length < rules.min_episode_s:
-                candidates.append(self._short(own, findings))
-                continue
-            moved = trim_idle(
-                values[part], rules.still_tolerance, moving[part], round(rules.idle_margin_s * self._spec.fps)
-            )
-            if moved is None:
-                reason = f"nothing moves by more than {rules.still_tolerance:g} in its {length:.1f} s"
-                findings.append(self._finding(Code.STATIC, Severity.ERROR, reason, None, own.start_ns))
-                candidates.append(_Candidate(own, findings, reason))
-                continue
-            if rules.trim_idle:
-                cut = self._seconds(moved.start), self._seconds(part.stop - part.start - moved.stop)
-                if sum(cut):
-                    sentence = (
-                        f"cut off: {cut[0]:.1f} s before the first motion, {cut[1]:.1f} s after the last"
-                    )
-                    findings.append(self._finding(Code.TRIMMED, Severity.INFO, sentence, None, own.start_ns))
-                own = own.part(moved)
-            if self._seconds(len(own)) < rules.min_episode_s:
-                candidates.append(self._short(own, findings))
-            else:
-                candidates.append(_Candidate(own, findings))
-        return candidates
-
-    def _short(self, run: _Run, findings: list[Finding]) -> _Candidate:
-        seconds, least = self._seconds(len(run)), self._settings.min_episode_s
-        reason = f"only {seconds:.1f} s can be used in one piece, at least {least:g} are asked for"
-        findings.append(self._finding(Code.TOO_SHORT, Severity.ERROR, reason, None, run.start_ns))
-        return _Candidate(run, findings, reason)
+            return [Candidate(long_enough[0], [], reason)]
+        return [candidate for piece in found for candidate in self._cutter.cut(piece)]
 
     def _parts(
-        self, candidates: list[_Candidate], index: RecordingIndex, task: str, instruction: str
+        self, candidates: list[Candidate], index: RecordingIndex, task: str, instruction: str
     ) -> list[Part] | Rejection:
         if not candidates:
-            return self._reject([self._why_nothing()])
+            return self._reject([why_nothing(self._notes, self._stretches)])
         parts: list[Part] = []
         for number, candidate in enumerate(candidates, 1):
             source = self._name if len(candidates) == 1 else f"{self._name}#{number}"
             own = [replace(finding, bag=source) for finding in candidate.findings]
             findings = tuple([*self._findings, *own] if number == 1 else own)
             if candidate.reason is not None:
-                at = (candidate.run.start_ns - self._origin_ns) / NS_PER_S
+                at = (candidate.piece.start_ns - self._notes.origin_ns) / NS_PER_S
                 parts.append(Rejection(source, f"{candidate.reason} (from {at:.1f} s on)", findings))
                 continue
-            parts.append(self._episode(source, candidate.run, index, task, instruction, findings))
+            parts.append(self._episode(source, candidate.piece, index, task, instruction, findings))
         return parts
 
     def _episode(
         self,
         source: str,
-        run: _Run,
+        piece: Piece,
         index: RecordingIndex,
         task: str,
         instruction: str,
         findings: tuple[Finding, ...],
     ) -> Episode:
-        stretch, steps = run.stretch, run.steps
+        stretch, steps = piece.stretch, piece.steps
         frames = {}
         for role, camera in self._spec.cameras.items():
             record = index.streams[camera.stream]
@@ -335,117 +255,6 @@ class _Extraction:
             frames=frames,
             findings=findings,
         )
-
-    def _note_faults(self, stretch: Stretch) -> None:
-        """What could not be decoded, one finding per kind."""
-        first: dict[tuple[Code, str, str], int] = {}
-        often: Counter[tuple[Code, str, str]] = Counter()
-        for step, cause in sorted(stretch.faults.items()):
-            # Sentences differ by byte counts; the kind and its first sentence are what is worth a line.
-            key = (cause.code, cause.stream, cause.sentence if cause.code is Code.WRONG_SIZE else "")
-            first.setdefault(key, step)
-            often[key] += 1
-        for key, step in first.items():
-            cause = stretch.faults[step]
-            self._find(
-                cause.code,
-                Severity.WARNING,
-                cause.sentence,
-                cause.stream,
-                int(stretch.grid_ns[step]),
-                often[key],
-            )
-
-    def _note_before_commands(
-        self, found: list[_Run], sampler: Sampler, window: Window, span: tuple[int | None, int | None]
-    ) -> None:
-        commands, _ = sampler.recorded(sampler.commands, window)
-        inputs, _ = sampler.recorded(sampler.inputs, window)
-        if self._settings.uncommanded != "trim" or any(not s.stamps_ns.size for s in inputs.values()):
-            return
-        begin = max(
-            [int(s.stamps_ns[0]) for s in inputs.values()] + ([span[0]] if span[0] is not None else [])
-        )
-        for name, command in commands.items():
-            if not command.stamps_ns.size:
-                self._find(Code.NO_COMMAND, Severity.ERROR, "no command in this part", name, begin)
-                continue
-            late = (int(command.stamps_ns[0]) - begin) / NS_PER_S
-            if late > _SLIVER_S and found and sampler.waits_for(name, window, begin):
-                sentence = (
-                    f"the first command comes after {late:.1f} s, which are cut off; "
-                    "extract.uncommanded=measured keeps them, where the joints rest until then"
-                )
-                self._find(Code.NO_COMMAND, Severity.WARNING, sentence, name, begin)
-
-    def _gap(self, before: _Run, after: _Run, sampler: Sampler, streams: Mapping[str, Any]) -> Finding:
-        start = before.end_ns
-        seconds = (after.start_ns - start) / NS_PER_S
-        if before.stretch is after.stretch:
-            cause = before.stretch.cause(after.steps.start - 1)  # what began it has grown clear by then
-        else:
-            cause = self._silence(start, after.start_ns, streams)
-        sentence = f"{cause.sentence}; {seconds:.2f} s without an observation"
-        return replace(
-            self._finding(cause.code, Severity.WARNING, sentence, cause.stream or None, start),
-            data={"seconds": seconds},
-        )
-
-    def _silence(self, start_ns: int, end_ns: int, streams: Mapping[str, Any]) -> Cause:
-        """The stream that was silent the longest between two grids."""
-        silent: tuple[int, str] = (0, "")
-        for name, stream in streams.items():
-            stamps = stream.stamps_ns
-            inside = stamps[(stamps > start_ns) & (stamps < end_ns)]
-            edges = np.concatenate(([start_ns], inside, [end_ns]))
-            silent = max(silent, (int(np.diff(edges).max()), name))
-        return Cause(Code.GAP, silent[1], f"no message for {silent[0] / NS_PER_S:.2f} s")
-
-    def _why_nothing(self) -> Finding:
-        """The most frequent reason at all grid times; or that the streams never overlap."""
-        reasons: Counter[tuple[Code, str]] = Counter()
-        first: dict[tuple[Code, str], tuple[int, str]] = {}
-        for stretch in self._stretches:
-            for step in np.flatnonzero(~stretch.usable)[:2000].tolist():
-                cause = stretch.cause(step)
-                key = (cause.code, cause.stream)
-                reasons[key] += 1
-                first.setdefault(key, (int(stretch.grid_ns[step]), cause.sentence))
-        if not reasons:
-            sentence = "the robot's streams have no time in common; see the spans and latencies of the topics"
-            if self._stretches:
-                sentence = f"no {_SLIVER_S:g} s in one piece can be used"
-            return self._finding(Code.GAP, Severity.ERROR, sentence, None, None)
-        (code, stream), _ = reasons.most_common(1)[0]
-        time_ns, sentence = first[code, stream]
-        return self._finding(code, Severity.ERROR, f"no episode: {sentence}", stream or None, time_ns)
-
-    def _find(
-        self,
-        code: Code,
-        severity: Severity,
-        sentence: str,
-        stream: str | None,
-        time_ns: int | None,
-        count: int = 1,
-    ) -> None:
-        self._findings.append(self._finding(code, severity, sentence, stream, time_ns, count))
-
-    def _finding(
-        self,
-        code: Code,
-        severity: Severity,
-        sentence: str,
-        stream: str | None,
-        time_ns: int | None,
-        count: int = 1,
-    ) -> Finding:
-        topic = self._spec.streams[stream].topic if stream else None
-        at_s = None if time_ns is None else (time_ns - self._origin_ns) / NS_PER_S
-        return Finding(code, severity, sentence, self._name, topic, time_ns, at_s, count)
-
-    def _seconds(self, steps: int) -> float:
-        return steps / self._spec.fps
 
 
 __all__ = ["EpisodeSettings", "extract"]
