@@ -28,23 +28,27 @@ FRAME = "frame"  # number in the task's data
 
 
 class Standing:
-    """Completes samples of robots that do not walk, in a mix with one that does: the flag is 0 and counts.
+    """Completes samples of robots that do not walk, in a mix with one that does: its base is at 0 and counts.
 
-    Where a base would go is not known of them, and stays padding.
+    The flag is known to be 0. Where a base that stands would go is never executed, but it is no padding
+    either: the policy of the mix decides these values, and what nothing has taught wanders while a chunk is
+    made. The network has never seen arms beside such values, and they go astray as well.
     """
 
     def __init__(self, sources: Sequence[TaskSource]) -> None:
         wide = widest([source.facts for source in sources])
-        self._width, self._flags = wide.widths[ACTION], wide.flags
+        self._width, flags = wide.widths[ACTION], wide.flags
+        self._base_ends = max(flags) + 1 if flags else 0
 
     def known(self, source: TaskSource) -> tuple[int, ...]:
-        """Dimensions that samples of this source do not have, and are 0 in."""
-        return tuple(place for place in self._flags if place >= source.facts.widths[ACTION])
+        """Dimensions that samples of this source do not have, and are 0 in: a base, up to its flag."""
+        return tuple(range(source.facts.widths[ACTION], self._base_ends))
 
     def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
-        if not any(place >= sample[ACTION].shape[-1] for place in self._flags):
+        width = sample[ACTION].shape[-1]
+        if width >= self._base_ends:
             return sample
-        return pad_sample(sample, {ACTION: self._width}, {ACTION: self._flags})
+        return pad_sample(sample, {ACTION: self._width}, {ACTION: range(width, self._base_ends)})
 
 
 class MixedDataset(Dataset[dict[str, Any]]):
