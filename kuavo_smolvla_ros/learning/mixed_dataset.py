@@ -36,13 +36,28 @@ class Standing:
     """
 
     def __init__(self, sources: Sequence[TaskSource]) -> None:
+        self._sources = tuple(sources)
         wide = widest([source.facts for source in sources])
-        self._width, flags = wide.widths[ACTION], wide.flags
+        self._names, flags = wide.action_names, wide.flags
+        self._width = len(self._names)
         self._base_ends = max(flags) + 1 if flags else 0
 
     def known(self, source: TaskSource) -> tuple[int, ...]:
         """Dimensions that samples of this source do not have, and are 0 in: a base, up to its flag."""
         return tuple(range(source.facts.widths[ACTION], self._base_ends))
+
+    def advice(self) -> list[str]:
+        """A sentence for each task that says nothing about values the mix's policy decides."""
+        sentences = []
+        for source in self._sources:
+            unknown = self._names[max(source.facts.widths[ACTION], self._base_ends) :]
+            if unknown:
+                sentences.append(
+                    f"nothing in {source.name} teaches {', '.join(unknown)}, as other tasks of the stage do: "
+                    "at that task these values will wander while a chunk is made, and may lead the others "
+                    "astray. Demonstrate them there too, if only at rest"
+                )
+        return sentences
 
     def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
         width = sample[ACTION].shape[-1]

@@ -26,6 +26,7 @@ from kuavo_smolvla_ros.learning.checkpointing import (
 from kuavo_smolvla_ros.learning.drift import DriftReport, drift, require_unchanged
 from kuavo_smolvla_ros.learning.estimate import fitting_batch
 from kuavo_smolvla_ros.learning.interruption import Interruption
+from kuavo_smolvla_ros.learning.mixed_dataset import Standing
 from kuavo_smolvla_ros.learning.outputs import (
     RESULTS_FILE,
     RunLog,
@@ -118,6 +119,8 @@ def run_stage(
         for report in reports:
             for sentence in report.advice:
                 say(f"note: {sentence}")
+        for sentence in Standing(manager.sources).advice():
+            say(f"note: {sentence}")
     log = RunLog(folder, progress.step) if main else SilentLog()
     if main and run.tensorboard:
         log.watch(make_board(folder))

@@ -16,6 +16,7 @@ from kuavo_smolvla_ros.learning.mixed_dataset import (
     FRAME,
     TASK_NUMBER,
     MixedDataset,
+    Standing,
     collate,
     count_tasks,
     validation_draws,
@@ -187,6 +188,11 @@ class TestTheBaseOfARobotThatStands:
         )
         batch = collate([MixedDataset.of_manager(manager)[Draw(0, 0, 0)]])
         assert batch["action_dim_is_pad"][0].tolist() == [False] * 20 + [True]
+        (sentence,) = Standing(manager.sources).advice()
+        assert sentence.startswith("nothing in task1 teaches neck, as other tasks of the stage do")
+
+    def test_a_base_leaves_nothing_unknown(self, walking: ReplayDatasetManager) -> None:
+        assert Standing(walking.sources).advice() == []
 
     def test_it_is_normalised_as_any_other_and_counts(self, walking: ReplayDatasetManager) -> None:
         from kuavo_smolvla_ros.learning.drift import stage_statistics
