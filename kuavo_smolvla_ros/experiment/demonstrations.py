@@ -60,6 +60,7 @@ def open_demonstrations(name: str, folder: Path, chunk: int) -> TaskSource:
         tuple(told["action_names"]),
         dict.fromkeys(told["cameras"], (height, width)),
         spec.fingerprint,
+        {name: spec.joints[name].unit for name in (*spec.state_names, *spec.action_names)},
     )
     stats = {
         key: _stats(np.load(folder / f"{array}.npy"))

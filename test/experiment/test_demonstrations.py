@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from kuavo_smolvla_ros.experiment.demonstrations import open_demonstrations
 from kuavo_smolvla_ros.experiment.ways import TASK_FILES
+from kuavo_smolvla_ros.learning.mixed_dataset import Standing
 from kuavo_smolvla_ros.learning.sources import ACTION, IMAGES, STATE, require_agreement
 from kuavo_smolvla_ros.policy.dimensions import ACTION_STEP_PADDING
 from kuavo_smolvla_ros.robot.spec import load_spec
@@ -57,6 +58,14 @@ def test_the_four_tasks_go_together(demonstrations: Path) -> None:
     assert first.action_names == load_spec("kuavo_sim").action_names
     assert last.action_names == load_spec("kuavo_mobile").action_names
     assert first.fingerprint == load_spec("kuavo_sim").fingerprint
+
+
+def test_the_tasks_without_a_base_teach_that_it_stands(demonstrations: Path) -> None:
+    """Untaught it would wander in their chunks once task 4 has been learnt, and the arms with it."""
+    sources = [open_demonstrations(name, demonstrations / name, CHUNK) for name in TASK_FILES]
+    base = tuple(range(16, 20))
+    assert [Standing(sources).known(source) for source in sources] == [base, base, base, ()]
+    assert Standing(sources).advice() == []
 
 
 def test_statistics_are_those_of_the_arrays(demonstrations: Path) -> None:
