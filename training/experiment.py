@@ -47,7 +47,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--latency", type=float, default=0.1, help="seconds to a chunk (default 0.1)")
     parser.add_argument("--n-action-steps", type=int, default=4, help="between looks (default 4)")
     parser.add_argument(
-        "--noise-scale", type=float, default=1.0, help="of the noise a chunk begins with (default 1)"
+        "--noise-scale", type=float, default=0.5, help="of the noise a chunk begins with (default 0.5)"
     )
     parser.add_argument("--workers", type=int, default=1, help="processes that play trials (default 1)")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))

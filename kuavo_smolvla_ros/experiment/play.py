@@ -55,7 +55,7 @@ class Manner:
     realtime: bool = True
     """Think while moving, each chunk agreeing with the one under way; else the arms wait for each chunk."""
     execution_horizon: int = 10
-    noise_scale: float = 1.0
+    noise_scale: float = 0.5
     """Of the noise a chunk begins with. Less is more precise, and slower to leave where it waits."""
 
 
