@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from kuavo_smolvla_ros.data.task_file import shipped_tasks
+from kuavo_smolvla_ros.experiment.wordings import SHARE, wordings
 from kuavo_smolvla_ros.learning.curriculum_run import reference_root, reference_stages
 from kuavo_smolvla_ros.learning.settings import RunSettings
-from kuavo_smolvla_ros.learning.stage import Curriculum, Initialisation, Stage
+from kuavo_smolvla_ros.learning.stage import Curriculum, Initialisation, Stage, TaskData
 from kuavo_smolvla_ros.learning.stage_config import read_request
 
 CURRICULUM = "curriculum"
@@ -24,15 +25,15 @@ LR_OF_TASK_FILES = 5e-5
 class TrainingSettings:
     """How long and how fast; what is not here is as in config/policy."""
 
-    steps: tuple[int, ...] = (6000, 6000, 12000, 16000)
-    """Of each stage. Joint training gets those of all stages together; a task alone those of the first, which
-    is about what its own stage shows of it beside the replay.
+    steps: tuple[int, ...] = (6000, 8000, 12000, 20000)
+    """Of each stage. Joint training gets those of all stages together; a task alone its share of its own
+    stage's, so that it sees as much of itself.
     """
     shares: tuple[tuple[str, ...], ...] = (
         ("1",),
         ("0.2", "0.8"),
         ("0.15", "0.4", "0.45"),
-        ("0.1", "0.25", "0.2", "0.45"),
+        ("0.1", "0.2", "0.2", "0.5"),
     )
     """Of the tasks so far, by stage. More replay than in the task files: a network this small has nothing
     to keep what it learnt in, and task 2, whose grasps bear 12 mm, is lost first.
@@ -62,7 +63,8 @@ def stages_of(way: str, curriculum: Curriculum) -> Curriculum:
         (stage,) = stages
         return (_as_first(stage, first, sum(each.training.max_steps or 0 for each in curriculum)),)
     if way == "single":  # nothing came before, so nothing has to be kept
-        return tuple(_as_first(stage, first, first.training.max_steps or 0) for stage in stages)
+        steps = [round((own.training.max_steps or 0) * own.shares[-1]) for own in curriculum]
+        return tuple(_as_first(stage, first, count) for stage, count in zip(stages, steps, strict=True))
     return stages
 
 
@@ -89,10 +91,17 @@ def curriculum_of(
         rate = settings.lr * (stage.optimizer.lr / LR_OF_TASK_FILES) ** settings.fall
         optimizer = replace(stage.optimizer, lr=rate, vision_lr=rate * settings.vision_lr_share)
         init = Initialisation("path", str(base)) if number == 0 else stage.init
-        stages.append(replace(stage, optimizer=optimizer, init=init))
+        tasks = tuple(_in_many_words(task) for task in stage.tasks)
+        stages.append(replace(stage, tasks=tasks, optimizer=optimizer, init=init))
         run = request.run
     assert run is not None
     return tuple(stages), run
+
+
+def _in_many_words(task: TaskData) -> TaskData:
+    sentences = dict.fromkeys((*task.paraphrases, *wordings(task.name)))
+    sentences.pop(task.instruction, None)
+    return replace(task, paraphrases=tuple(sentences), paraphrase_share=SHARE)
 
 
 def _overrides(settings: TrainingSettings, number: int, output: Path, device: str) -> list[str]:

@@ -40,7 +40,7 @@ def test_the_curriculum_falls_in_rate_and_in_layers(curriculum: Curriculum, tmp_
 def test_replay_is_at_least_that_of_the_task_files(curriculum: Curriculum) -> None:
     assert curriculum[0].shares == (1,)
     assert curriculum[1].shares == (Fraction(1, 5), Fraction(4, 5))
-    assert curriculum[3].shares == tuple(Fraction(share, 20) for share in (2, 5, 4, 9))
+    assert curriculum[3].shares == tuple(Fraction(share, 10) for share in (1, 2, 2, 5))
     for file, stage in zip(TASK_FILES, curriculum, strict=True):
         (shipped,) = read_request([f"task=tasks/{file}"]).stages
         assert stage.shares[-1] <= shipped.shares[-1]
@@ -80,10 +80,11 @@ def test_each_alone_begins_where_the_first_does(curriculum: Curriculum) -> None:
     assert stages[0].hash == curriculum[0].hash  # so it is not trained twice
 
 
-def test_a_task_alone_is_trained_as_long_as_the_first(tmp_path: Path) -> None:
-    settings = TrainingSettings(steps=(10, 20, 30, 40))
+def test_a_task_alone_sees_as_much_of_itself_as_in_its_stage(tmp_path: Path) -> None:
+    shares = (("1",), ("0.2", "0.8"), ("0.2", "0.3", "0.5"), ("0.2", "0.2", "0.2", "0.4"))
+    settings = TrainingSettings(steps=(10, 20, 30, 40), shares=shares)
     stages, _ = curriculum_of(settings, tmp_path / "seeing", tmp_path, "cpu")
-    assert {stage.training.max_steps for stage in stages_of("single", stages)} == {10}
+    assert [stage.training.max_steps for stage in stages_of("single", stages)] == [10, 16, 15, 16]
 
 
 def test_every_way_has_a_place_of_its_own(tmp_path: Path) -> None:
