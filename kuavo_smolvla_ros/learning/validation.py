@@ -27,7 +27,9 @@ OPEN = 0.5  # a gripper is 0 open .. 1 closed
 
 @dataclass(frozen=True)
 class TaskResult:
-    """One task's validation. Errors are absolute, in the joints' own units (rad), of whole chunks."""
+    """One task's validation, of its own robot's values, so that stages with another robot compare. Errors are
+    absolute, in the joints' own units (rad), of whole chunks.
+    """
 
     loss: float
     open_loop_error: float  # mean over arm joints and the chunk's steps
@@ -115,7 +117,10 @@ class Validator:
             batch = self._preprocess(raw)
             with accelerator.autocast():
                 for sample in range(self._settings.noise_samples):
-                    each, _ = policy(batch, noise[:, sample], times[:, sample], reduction="none")
+                    # A base at rest is easy, and would make the losses of a mix with one look better.
+                    each, _ = policy(
+                        batch, noise[:, sample], times[:, sample], reduction="none", counted=len(names)
+                    )
                     loss += torch.stack([each.float().sum(), each.new_tensor(len(each))])
                 predicted = policy.predict_action_chunk(batch, noise[:, 0])[..., : len(names)].float()
             target = batch[ACTION][..., : len(names)]

@@ -156,13 +156,18 @@ class KuavoSmolVLAPolicy(PreTrainedPolicy):
         noise: Tensor | None = None,
         time: Tensor | None = None,
         reduction: str = "mean",
+        counted: int | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Flow-matching loss over what was demonstrated, and numbers to log (tensors: nothing waits for
-        them).
+        them). With `counted` the loss is of the first so many values of an action; the network sees all.
         """
         if self.config.train_delta_expert:
+            if counted is not None:
+                raise UsageError("a delta expert's loss is of all values that were demonstrated")
             return delta_forward(self, batch, noise, time, reduction)
         actions, valid = self._targets(batch)
+        if counted is not None:
+            valid = valid & (torch.arange(valid.shape[-1], device=valid.device) < counted)
         if noise is None:
             noise = sample_noise(tuple(actions.shape), actions.device)
         if time is None:

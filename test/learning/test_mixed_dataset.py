@@ -171,7 +171,7 @@ class TestTheBaseOfARobotThatStands:
         assert not batch["action_dim_is_pad"].any()
 
     def test_a_batch_of_standing_robots_alone_has_it_too(self, walking: ReplayDatasetManager) -> None:
-        """As in validation: whether the flag is learnt must be seen there."""
+        """As in validation, where the network must see what it sees in training."""
         dataset = MixedDataset.of_manager(walking)
         batch = collate([dataset[Draw(0, frame, 0)] for frame in range(3)])
         assert batch["action"].shape[-1] == 20

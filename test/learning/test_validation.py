@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 
 from kuavo_smolvla_ros.learning.drift import stage_statistics
-from kuavo_smolvla_ros.learning.mixed_dataset import MixedDataset, validation_draws
+from kuavo_smolvla_ros.learning.mixed_dataset import MixedDataset, Standing, validation_draws
 from kuavo_smolvla_ros.learning.replay import ReplayDatasetManager
 from kuavo_smolvla_ros.learning.stage import Initialisation, Stage
 from kuavo_smolvla_ros.learning.stage_policy import begin_policy
@@ -80,6 +80,28 @@ def test_other_weights_give_other_numbers(
     assert all(after[n].loss != before[n].loss for n in before)
 
 
+def test_what_is_said_of_a_base_changes_no_loss_of_a_robot_without_one(
+    stage: Stage, policy: KuavoSmolVLAPolicy, tmp_path: Any
+) -> None:
+    """Or a base at rest, which is easy, would make a task look better than before it was there."""
+    sources = conflicting_tasks(stage.task_names, episodes=5, length=10)
+    name, last = sources.popitem()
+    flagged = dataclasses.replace(last.facts, units={last.facts.action_names[-1]: "flag"})
+    manager = ReplayDatasetManager(stage, {**sources, name: dataclasses.replace(last, facts=flagged)})
+    assert Standing(manager.sources).known(manager.sources[0]) == (6, 7)
+    before, _ = make_kuavo_smolvla_pre_post_processors(policy.config, statistics=policy.statistics)
+    samples = MixedDataset.of_manager(manager)
+    validate = Validator(manager, samples, before, Accelerator(cpu=True), synthetic_run(tmp_path))
+    first = validate(policy)
+    bias = policy.model.action_out_proj.bias
+    with torch.no_grad():
+        bias[6:8] += 3.0
+        second = validate(policy)
+        bias[6:8] -= 3.0
+    same = [second[number].loss == pytest.approx(first[number].loss, rel=1e-6) for number in (1, 2, 3, 4)]
+    assert same == [True, True, True, False]
+
+
 def test_the_mode_of_the_policy_is_left_as_it_was(
     make_validator: Callable[..., Validator], policy: KuavoSmolVLAPolicy
 ) -> None:
@@ -100,8 +122,9 @@ class Oracle:
 
     def train(self, mode: bool) -> None: ...
 
-    def __call__(self, batch: Any, noise: Any, time: Any, reduction: str) -> Any:
+    def __call__(self, batch: Any, noise: Any, time: Any, reduction: str, counted: int) -> Any:
         assert reduction == "none"
+        assert counted in (6, 8)
         return torch.full((len(batch[ACTION]),), 0.5), {}
 
     def predict_action_chunk(self, batch: Any, noise: Any) -> torch.Tensor:
