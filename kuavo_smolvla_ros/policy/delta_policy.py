@@ -21,7 +21,7 @@ from kuavo_smolvla_ros.policy.delta_settings import DeltaError
 from kuavo_smolvla_ros.policy.dimensions import ACTION, pad_last
 from kuavo_smolvla_ros.policy.expert import velocity
 from kuavo_smolvla_ros.policy.flow import TIME_EXPONENT, TIME_FLOOR, euler, sample_noise
-from kuavo_smolvla_ros.policy.loss import masked_mean
+from kuavo_smolvla_ros.policy.loss import first_values, masked_mean
 from kuavo_smolvla_ros.policy.prefix import KeyValues
 from kuavo_smolvla_ros.policy.vicreg import VICRegTerms, gather_samples, vicreg_terms
 
@@ -51,6 +51,7 @@ def delta_forward(
     noise: Tensor | None,
     time: Tensor | None,
     reduction: str,
+    counted: int | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The denoising loss, and in training with a CLS head the VICReg loss; numbers to log.
 
@@ -99,7 +100,7 @@ def delta_forward(
         )
         seen = observe(network, context) if with_cls else None
     errors = (looked.value - (goal - noisy)).square()
-    loss = masked_mean(errors, valid, reduction)
+    loss = masked_mean(errors, first_values(valid, counted), reduction)
     log = _loss_log(errors, in_episode, loss)
     if seen is not None and looked.cls is not None:
         terms, cosine = _vicreg(policy, network, seen, looked.cls)

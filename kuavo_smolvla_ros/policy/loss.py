@@ -15,6 +15,13 @@ def valid_entries(step_is_pad: Tensor, dim_is_pad: Tensor) -> Tensor:
     return ~step_is_pad[:, :, None] & ~dim_is_pad[:, None, :]
 
 
+def first_values(valid: Tensor, counted: int | None) -> Tensor:
+    """Of (B, C, A) valid entries only those of the first `counted` values of an action; None: all."""
+    if counted is None:
+        return valid
+    return valid & (torch.arange(valid.shape[-1], device=valid.device) < counted)
+
+
 def masked_mean(errors: Tensor, valid: Tensor, reduction: str = "mean") -> Tensor:
     """Mean of (B, C, A) errors over valid entries: one number, or with "none" one per sample.
 

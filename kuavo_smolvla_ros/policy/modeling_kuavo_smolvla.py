@@ -56,7 +56,7 @@ from kuavo_smolvla_ros.policy.freezing import (
 from kuavo_smolvla_ros.policy.images import FEATURES, PIXELS, camera_images, prepare_pixels
 from kuavo_smolvla_ros.policy.language import TOKEN_MASK, TOKENS
 from kuavo_smolvla_ros.policy.lerobot_adapter import PreTrainedPolicy
-from kuavo_smolvla_ros.policy.loss import flow_loss, valid_entries
+from kuavo_smolvla_ros.policy.loss import first_values, flow_loss, valid_entries
 from kuavo_smolvla_ros.policy.network import LM_HEAD
 from kuavo_smolvla_ros.policy.plain_smolvla import read_config
 from kuavo_smolvla_ros.policy.prefix import (
@@ -162,12 +162,8 @@ class KuavoSmolVLAPolicy(PreTrainedPolicy):
         them). With `counted` the loss is of the first so many values of an action; the network sees all.
         """
         if self.config.train_delta_expert:
-            if counted is not None:
-                raise UsageError("a delta expert's loss is of all values that were demonstrated")
-            return delta_forward(self, batch, noise, time, reduction)
+            return delta_forward(self, batch, noise, time, reduction, counted)
         actions, valid = self._targets(batch)
-        if counted is not None:
-            valid = valid & (torch.arange(valid.shape[-1], device=valid.device) < counted)
         if noise is None:
             noise = sample_noise(tuple(actions.shape), actions.device)
         if time is None:
@@ -175,7 +171,7 @@ class KuavoSmolVLAPolicy(PreTrainedPolicy):
         sample = mix(actions, noise, time)
         with self._precision(actions.device):
             predicted = velocity(self.model, self.expert_cache(self.prefill(batch)), sample.noisy, time)
-        loss = flow_loss(predicted, sample.target, valid, reduction)
+        loss = flow_loss(predicted, sample.target, first_values(valid, counted), reduction)
         return loss, {"loss": loss.detach().mean(), "valid_share": valid.to(torch.float32).mean()}
 
     # Inference

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kuavo_smolvla_ros.policy.loss import flow_loss, masked_mean, valid_entries
+from kuavo_smolvla_ros.policy.loss import first_values, flow_loss, masked_mean, valid_entries
 
 
 def masks(batch, steps, width, seed):
@@ -71,6 +71,16 @@ def test_is_computed_in_single_precision():
     loss = flow_loss(velocity, torch.ones(1, 1, 1), torch.ones(1, 1, 1, dtype=torch.bool))
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(0.0078125**2)
+
+
+def test_of_the_first_values_only_those_count():
+    valid = torch.ones(2, 3, 5, dtype=torch.bool)
+    valid[0, 1] = False
+    first = first_values(valid, 2)
+    assert first[..., :2].equal(valid[..., :2])
+    assert not first[..., 2:].any()
+    assert first_values(valid, None) is valid
+    assert first_values(valid, 9).equal(valid)
 
 
 def test_unknown_reduction_is_refused():
