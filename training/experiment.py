@@ -76,6 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"experiment: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("experiment: stopped; what is done is kept, and the same command goes on", file=sys.stderr)
     return 0
 
 
