@@ -19,7 +19,7 @@ from kuavo_smolvla_ros.control.executor import Executor
 from kuavo_smolvla_ros.control.reasons import State
 from kuavo_smolvla_ros.control.records import Inputs, JointSample
 from kuavo_smolvla_ros.control.settings import settings_for
-from kuavo_smolvla_ros.nodes.turns import continued, followed, in_turns, next_due_ns, standing
+from kuavo_smolvla_ros.nodes.turns import in_turns, next_due_ns, to_continue
 from kuavo_smolvla_ros.robot.description import RobotSpec
 from kuavo_smolvla_ros.sim import kuavo
 from kuavo_smolvla_ros.sim.simulation import Simulation
@@ -136,9 +136,9 @@ class _Mind:
         state = sim.state()
         prefix, delay = None, 0
         if manner.realtime:
-            previous = followed(self._spec, self._previous, state, now_ns)
-            still = standing(self._spec, state)
-            prefix, delay = continued(previous, now_ns, fps, manner.latency_s, still, manner.n_action_steps)
+            prefix, delay = to_continue(
+                self._spec, self._previous, state, now_ns, manner.latency_s, manner.n_action_steps
+            )
         values = self._thinker.chunk(
             sim.images(),
             state,

@@ -21,7 +21,7 @@ from kuavo_smolvla_ros.control.chunk import ActionChunk, uniform_times_ns
 from kuavo_smolvla_ros.errors import UserError
 from kuavo_smolvla_ros.nodes.instruction import Instruction
 from kuavo_smolvla_ros.nodes.observer import Decoded, Observer
-from kuavo_smolvla_ros.nodes.turns import continued, followed, in_turns, standing
+from kuavo_smolvla_ros.nodes.turns import in_turns, to_continue
 from kuavo_smolvla_ros.robot.description import RobotSpec
 from kuavo_smolvla_ros.robot.timeline import Observation, Sample
 
@@ -231,10 +231,8 @@ class Thinker:
         prefix, delay = None, 0
         if habits.realtime:
             latency_s = self.expected_latency_s() * habits.time_factor()
-            previous = followed(habits.spec, question.previous, seen.state, seen.t_ns)
-            still = standing(habits.spec, seen.state)
-            prefix, delay = continued(
-                previous, seen.t_ns, habits.fps, latency_s, still, habits.n_action_steps
+            prefix, delay = to_continue(
+                habits.spec, question.previous, seen.state, seen.t_ns, latency_s, habits.n_action_steps
             )
         # It must agree with what will be executed before it arrives, however short the policy's horizon.
         horizon = max(habits.execution_horizon, delay) if prefix is not None else None

@@ -10,12 +10,13 @@ from __future__ import annotations
 import numpy as np
 
 from kuavo_smolvla_ros.control.chunk import ActionChunk
+from kuavo_smolvla_ros.control.settings import Settings
 from kuavo_smolvla_ros.robot.description import RobotSpec
 from kuavo_smolvla_ros.robot.messages import NS_PER_S
 
 HOLD_S = 10.0  # how long the arms wait at a chunk's end for the next one, where the policy works in turns
-# Farther than this from the plan the arms do not follow it: the executor's own bound for refusing a chunk.
-LEFT_BEHIND_RAD = 0.5
+# Farther than this from the plan the arms do not follow it: a chunk that far is refused by the executor.
+LEFT_BEHIND_RAD = Settings.refuse_above
 
 
 def next_due_ns(chunk: ActionChunk, n_action_steps: int, fps: float) -> int:
@@ -74,6 +75,14 @@ def followed(
         if abs(planned - state[spec.state_names.index(name)]) > LEFT_BEHIND_RAD:
             return None
     return previous
+
+
+def to_continue(
+    spec: RobotSpec, previous: ActionChunk | None, state: np.ndarray, t_ns: int, latency_s: float, most: int
+) -> tuple[np.ndarray | None, int]:
+    """What `continued` says, of the previous chunk where the arms follow it, else of arms that stand."""
+    previous = followed(spec, previous, state, t_ns)
+    return continued(previous, t_ns, spec.fps, latency_s, standing(spec, state), most)
 
 
 def continued(
