@@ -37,7 +37,8 @@ experiment: setup ## does the curriculum keep the tasks? hours; resumable; docs/
 
 test: setup ## all fast tests, with coverage
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "$(FAST)" -n 2 --dist loadfile $(LIVE:%=--ignore=%) --cov --cov-report=
-	@$(BIN)/python -m pytest -m "$(FAST)" $(LIVE) --cov --cov-append --cov-report=term:skip-covered
+	@$(BIN)/python -m pytest -m "$(FAST)" $(LIVE) --cov --cov-append --cov-report=
+	@$(BIN)/coverage report --skip-covered # after the tests: what failed stands last in a log
 
 test-all: setup ## every test this machine can run
 	@$(BIN)/python -m pytest

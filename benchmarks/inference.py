@@ -2,10 +2,11 @@
 
     python benchmarks/inference.py [--backbone smolvlm2-500m|tiny] [--device cpu|cuda] [--levers] [--check]
 
-Prints medians of whole chunks and of their parts, the largest difference from stock, and the share of what
-the machine could do: operations and weights are counted (`policy/sampler_cost.py`), the machine's rates are
-measured by products and a copy in the same run. Weights are random. With --levers also what changes results;
-their errors with trained weights will be larger.
+Both begin with the cameras' pictures; state and words are ready. Prints medians of whole chunks and of their
+parts, the largest difference from stock, and the share of what the machine could do: operations and weights
+are counted (`policy/sampler_cost.py`), the machine's rates are measured by products and a copy in the same
+run. Weights are random. With --levers also what changes results; their errors with trained weights will be
+larger.
 """
 
 from __future__ import annotations
@@ -123,10 +124,10 @@ class Variant:
 class Timers:
     """Adds up the time spent in some methods of objects, replaced on the objects themselves."""
 
-    def __init__(self, device: str, places: Mapping[str, tuple[Any, str]]) -> None:
+    def __init__(self, device: str, *places: tuple[str, Any, str]) -> None:
         self._wait = torch.cuda.synchronize if device == "cuda" else lambda: None
         self.spent: dict[str, list[float]] = {}
-        for part, (owner, method) in places.items():
+        for part, owner, method in places:
             object.__setattr__(owner, method, self._timed(part, getattr(owner, method)))
 
     def _timed(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -182,8 +183,7 @@ class Bench:
         batch = before({**raw, **images})
         language = {name: value for name, value in batch.items() if "language" in name}
         self.batch = {"observation.state": batch["observation.state"], **language}
-        floats = {name: (p.permute(2, 0, 1)[None] / 255).to(args.device) for name, p in images.items()}
-        self.stock_batch = {**self.batch, **floats}
+        self.arrays = {name: p.numpy() for name, p in images.items()}
         self.noise = torch.randn(1, 50, 32, generator=random).to(args.device)
         self.words = int(batch["observation.language.attention_mask"].sum())
         self.variants: list[Variant] = []
@@ -192,22 +192,29 @@ class Bench:
 
     def add_stock(self) -> None:
         model = self.stock.model
+        from lerobot.utils import control_utils
+
+        def run() -> Tensor:
+            # As lerobot's own control loop begins: pictures as the cameras give them.
+            images = control_utils.prepare_observation_for_inference(
+                dict(self.arrays), torch.device(self.args.device)
+            )
+            return self.stock.predict_action_chunk({**images, **self.batch}, self.noise)
+
         timers = Timers(
             self.args.device,
-            {
-                "images": (self.stock, "prepare_images"),
-                "vision": (model.vlm_with_expert, "embed_image"),
-                "step": (model, "denoise_step"),
-            },
+            ("images", control_utils, "prepare_observation_for_inference"),
+            ("images", self.stock, "prepare_images"),
+            ("vision", model.vlm_with_expert, "embed_image"),
+            ("step", model, "denoise_step"),
         )
-        run = partial(self.stock.predict_action_chunk, self.stock_batch, self.noise)
         self._add("stock fp32", run, timers, "float32", self._work(SamplerOptions()))
 
     def add_plain(self) -> None:
         images = {f"observation.images.{n}": p[None].to(self.args.device) for n, p in self.pictures.items()}
         batch = {**self.batch, **images}
         run = partial(self.ours.predict_action_chunk, batch, self.noise)
-        timers = Timers(self.args.device, {})
+        timers = Timers(self.args.device)
         self._add("plain fp32", run, timers, "float32", self._work(SamplerOptions()))
 
     def add_fast(self, name: str, options: SamplerOptions, *, ahead: int = 0, attention: bool = True) -> None:
@@ -224,11 +231,11 @@ class Bench:
             sampler._steps.onednn = usual and attention
             return sampler.chunk(self.batch, self.noise, image_tokens=tokens.tokens(pictures, known))
 
-        places = {"vision": (sampler, "encode"), "tokens": (tokens, "tokens")}
+        places = [("vision", sampler, "encode"), ("tokens", tokens, "tokens")]
         if self.args.device == "cpu":  # on a GPU both are replayed from graphs
-            places |= {"prefix": (sampler, "_run_prefix"), "step": (sampler._steps, "velocity")}
+            places += [("prefix", sampler, "_run_prefix"), ("step", sampler._steps, "velocity")]
         precision = "int8" if options.dtype == "int8" else str(sampler.dtype).removeprefix("torch.")
-        self._add(name, run, Timers(self.args.device, places), precision, self._work(options, ahead))
+        self._add(name, run, Timers(self.args.device, *places), precision, self._work(options, ahead))
 
     def _work(self, options: SamplerOptions, ahead: int = 0) -> Work:
         config = self.ours.config

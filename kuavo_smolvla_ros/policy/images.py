@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -71,12 +72,39 @@ def prepare_pixels(images: Sequence[Tensor], size: tuple[int, int], names: Seque
         rows, columns = plane.shape[-2:]
         ratio = max(columns / width, rows / height)
         fitted = (int(rows / ratio), int(columns / ratio))
-        picture = plane.to(torch.float32)
-        if fitted != (rows, columns):
-            picture = F.interpolate(picture, size=fitted, mode="bilinear", align_corners=False)
+        picture = _resized(plane, fitted)
         window = out[:, index, :, height - fitted[0] :, width - fitted[1] :]
         torch.mul(picture, scale, out=window).sub_(1.0)
     return out
+
+
+def _resized(plane: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear, in single precision. Of a picture much too high only the rows that count are converted: whole
+    ones in floats are so large that the memory goes back to the system and is fetched anew every time.
+    """
+    rows, wanted = plane.shape[-2], size[0]
+    if 2 * wanted >= rows:
+        plane = plane.to(torch.float32)
+        same = plane.shape[-2:] == size
+        return plane if same else F.interpolate(plane, size=size, mode="bilinear", align_corners=False)
+    both, weights = _rows_that_count(rows, wanted, plane.device)
+    if plane.stride(1) == 1:  # colours stand side by side; whole rows are copied fastest as they lie
+        plane = plane.permute(0, 2, 3, 1).index_select(1, both).permute(0, 3, 1, 2)
+    else:
+        plane = plane.index_select(2, both)
+    picture = plane.to(torch.float32)
+    picture = F.interpolate(picture, size=(2 * wanted, size[1]), mode="bilinear", align_corners=False)
+    return torch.lerp(picture[..., :wanted, :], picture[..., wanted:, :], weights)
+
+
+@lru_cache(maxsize=16)
+def _rows_that_count(rows: int, wanted: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """For each wanted row the one above it; then, for each, the one below; and how much of that is taken."""
+    with torch.inference_mode(False):
+        places = (torch.arange(wanted) + 0.5) * (rows / wanted) - 0.5
+        above = places.long()
+        below = (above + 1).clamp_(max=rows - 1)
+        return torch.cat((above, below)).to(device), (places - above)[:, None].to(device)
 
 
 def _channels_first(image: Tensor, name: str) -> Tensor:

@@ -48,5 +48,20 @@ def attend_grouped(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor |
     """(B, L, H, D) over (B, K, S, D), H a multiple of K, mask (B or 1, 1, H/K * L, S) -> (B, L, H * D)."""
     groups, length = queries.shape[2] // keys.shape[1], queries.shape[1]
     folded = queries.unflatten(2, (-1, groups)).permute(0, 2, 3, 1, 4).flatten(2, 3)
-    out = F.scaled_dot_product_attention(folded, keys, values, attn_mask=mask, scale=1.0)
+    if queries.dtype == torch.float32 and queries.device.type == "cpu":
+        out = _attend_by_products(folded, keys, values, mask)
+    else:
+        out = F.scaled_dot_product_attention(folded, keys, values, attn_mask=mask, scale=1.0)
     return out.unflatten(2, (groups, length)).permute(0, 3, 1, 2, 4).flatten(2)
+
+
+def _attend_by_products(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    """For few queries: the fused kernel divides them into products too small to be quick."""
+    shape, heads = queries.shape, keys.shape[1]
+    queries, keys, values = (x.flatten(0, 1) for x in (queries, keys, values))
+    if mask is None:
+        scores = torch.bmm(queries, keys.transpose(1, 2))
+    else:
+        seen = mask.expand(-1, heads, -1, -1) if len(mask) > 1 else mask
+        scores = torch.baddbmm(seen.flatten(0, 1), queries, keys.transpose(1, 2))
+    return torch.bmm(torch.softmax(scores, -1), values).view(shape)

@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from lerobot.policies.smolvla.modeling_smolvla import resize_with_pad
 
 from kuavo_smolvla_ros.policy.images import CameraError, camera_images, prepare_pixels, require_cameras
@@ -14,6 +17,27 @@ def test_equals_lerobots_picture(size):
     image = torch.rand(2, 3, *size)
     expected = resize_with_pad(image, 64, 64, pad_value=0) * 2.0 - 1.0
     assert torch.allclose(prepare_pixels([image], (64, 64))[:, 0], expected, atol=1e-6)
+
+
+@given(rows=st.integers(1, 500), columns=st.integers(1, 500), side=st.integers(1, 100), last=st.booleans())
+@settings(deadline=None, max_examples=60)
+def test_any_picture_is_resized_as_torch_would(rows, columns, side, last):
+    image = torch.randint(0, 256, (2, 3, rows, columns), dtype=torch.uint8)
+    ratio = max(rows, columns) / side
+    size = (int(rows / ratio), int(columns / ratio))
+    assume(min(size) > 0)
+    given_as = image.permute(0, 2, 3, 1).contiguous() if last and columns != 3 and rows != 3 else image
+    picture = prepare_pixels([given_as], (side, side))[:, 0, :, side - size[0] :, side - size[1] :]
+    expected = F.interpolate(image / 127.5, size=size, mode="bilinear", align_corners=False) - 1.0
+    assert torch.allclose(picture, expected, atol=2e-4)  # the last bit of a place among 500 rows
+
+
+def test_what_is_found_out_while_inferring_serves_training_too():
+    image = torch.randint(0, 256, (1, 3, 301, 403), dtype=torch.uint8)
+    with torch.inference_mode():
+        prepare_pixels([image], (37, 37))
+    pixels = prepare_pixels([image], (37, 37))
+    (pixels * torch.ones(1, requires_grad=True)).sum().backward()
 
 
 @pytest.mark.parametrize("size", [(48, 64), (64, 64)])
