@@ -22,6 +22,8 @@ from kuavo_smolvla_ros.robot.spec import load_spec
 from kuavo_smolvla_ros.robot.vectors import encode_action, encode_state
 
 SPEC = load_spec("kuavo_sim")
+# Beside another program a real process may not get its turn for a second or two.
+starved = pytest.mark.flaky(reruns=2)
 START_NS = 1_700_000_000 * NS_PER_S
 
 
@@ -157,6 +159,7 @@ PUBLISHER = textwrap.dedent(
 )
 
 
+@starved
 def test_live_check_sees_what_is_there_and_what_is_not(tmp_path: Path) -> None:
     """Half a robot: joints publish, arm commands are heard; cameras and ears for the grippers are missing."""
     robot = subprocess.Popen([sys.executable, "-c", PUBLISHER], stdout=subprocess.PIPE, text=True)
@@ -166,7 +169,7 @@ def test_live_check_sees_what_is_there_and_what_is_not(tmp_path: Path) -> None:
         rows_file = tmp_path / "rows.json"
         check = subprocess.run(
             [sys.executable, "-m", "kuavo_smolvla_ros.cli", "check", "kuavo_sim", "--live", "--loopback",
-             "--seconds", "1", "--json", str(rows_file)],
+             "--seconds", "2", "--json", str(rows_file)],
             capture_output=True, text=True, timeout=60, check=False,
         )  # fmt: skip
     finally:
@@ -201,6 +204,7 @@ CONDITIONS = textwrap.dedent(
 )
 
 
+@starved
 def test_live_check_names_the_precondition_that_does_not_hold(tmp_path: Path) -> None:
     relay = subprocess.Popen([sys.executable, "-c", CONDITIONS], stdout=subprocess.PIPE, text=True)
     try:
@@ -209,7 +213,7 @@ def test_live_check_names_the_precondition_that_does_not_hold(tmp_path: Path) ->
         rows_file = tmp_path / "rows.json"
         check = subprocess.run(
             [sys.executable, "-m", "kuavo_smolvla_ros.cli", "check", "kuavo", "--live", "--loopback",
-             "--seconds", "1", "--json", str(rows_file)],
+             "--seconds", "2", "--json", str(rows_file)],
             capture_output=True, text=True, timeout=60, check=False,
         )  # fmt: skip
     finally:

@@ -89,6 +89,7 @@ def test_the_old_variable_is_switched_off_only_where_it_is_set(monkeypatch: pyte
     assert dds.environment(loopback=True)[dds.OLD_LOOPBACK_VARIABLE] == "0"
 
 
+@pytest.mark.flaky(reruns=2)
 def test_sockets_of_a_node_are_on_loopback() -> None:
     pytest.importorskip("rclpy")
     done = subprocess.run(
@@ -100,6 +101,7 @@ def test_sockets_of_a_node_are_on_loopback() -> None:
     assert all(a.startswith(("127.", "239.")) for a in addresses), addresses
 
 
+@pytest.mark.flaky(reruns=2)  # a busy neighbour on the machine can starve either process
 def test_raw_images_of_three_cameras_arrive() -> None:
     pytest.importorskip("rclpy")
     environ = {**os.environ, **dds.environment(loopback=True)}
