@@ -26,8 +26,8 @@ class TrainingSettings:
     """How long and how fast; what is not here is as in config/policy."""
 
     steps: tuple[int, ...] = (6000, 8000, 12000, 20000)
-    """Of each stage. Joint training gets those of all stages together; a task alone its share of its own
-    stage's, so that it sees as much of itself.
+    """Of each stage. Joint training gets those of all stages together; a stage without replay and a task
+    alone get the new task's share of them, so that it is seen as often as with replay.
     """
     shares: tuple[tuple[str, ...], ...] = (
         ("1",),
@@ -61,22 +61,26 @@ def stages_of(way: str, curriculum: Curriculum) -> Curriculum:
     first = curriculum[0]
     if way == "joint":
         (stage,) = stages
-        return (_as_first(stage, first, sum(each.training.max_steps or 0 for each in curriculum)),)
+        everything = sum(each.training.max_steps or 0 for each in curriculum)
+        return (_as_first(_for(stage, everything), first),)
+    steps = [round((own.training.max_steps or 0) * own.shares[-1]) for own in curriculum]
+    stages = tuple(_for(stage, count) for stage, count in zip(stages, steps, strict=True))
     if way == "single":  # nothing came before, so nothing has to be kept
-        steps = [round((own.training.max_steps or 0) * own.shares[-1]) for own in curriculum]
-        return tuple(_as_first(stage, first, count) for stage, count in zip(stages, steps, strict=True))
+        return tuple(_as_first(stage, first) for stage in stages)
     return stages
 
 
-def _as_first(stage: Stage, first: Stage, steps: int) -> Stage:
-    """A stage that trains what the first does, as fast, for so many steps."""
+def _for(stage: Stage, steps: int) -> Stage:
     return replace(
         stage,
         training=replace(stage.training, max_steps=steps),
         schedule=replace(stage.schedule, decay_steps=steps),
-        optimizer=first.optimizer,
-        policy=first.policy,
     )
+
+
+def _as_first(stage: Stage, first: Stage) -> Stage:
+    """It trains what the first stage does, as fast."""
+    return replace(stage, optimizer=first.optimizer, policy=first.policy)
 
 
 def curriculum_of(

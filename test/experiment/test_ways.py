@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -54,14 +55,13 @@ def test_each_stage_has_its_own_length(tmp_path: Path) -> None:
     assert [stage.training.max_steps for stage in stages_of("joint", stages)] == [100]
 
 
-def test_no_replay_differs_in_the_mix_alone(curriculum: Curriculum) -> None:
+def test_no_replay_differs_in_the_mix_and_sees_as_much_of_each_task(curriculum: Curriculum) -> None:
     for ours, theirs in zip(curriculum, stages_of("no_replay", curriculum), strict=True):
         assert theirs.shares[-1] == 1
-        assert (ours.optimizer, ours.training, ours.policy) == (
-            theirs.optimizer,
-            theirs.training,
-            theirs.policy,
-        )
+        assert (ours.optimizer, ours.policy) == (theirs.optimizer, theirs.policy)
+        steps = ours.training.max_steps * ours.shares[-1]
+        assert theirs.training == replace(ours.training, max_steps=round(steps))
+        assert theirs.schedule == replace(ours.schedule, decay_steps=round(steps))
 
 
 def test_joint_training_gets_all_steps_and_the_first_stages_freedom(curriculum: Curriculum) -> None:
@@ -80,11 +80,12 @@ def test_each_alone_begins_where_the_first_does(curriculum: Curriculum) -> None:
     assert stages[0].hash == curriculum[0].hash  # so it is not trained twice
 
 
-def test_a_task_alone_sees_as_much_of_itself_as_in_its_stage(tmp_path: Path) -> None:
+@pytest.mark.parametrize("way", ["single", "no_replay"])
+def test_without_replay_a_task_is_seen_as_often_as_with_it(tmp_path: Path, way: str) -> None:
     shares = (("1",), ("0.2", "0.8"), ("0.2", "0.3", "0.5"), ("0.2", "0.2", "0.2", "0.4"))
     settings = TrainingSettings(steps=(10, 20, 30, 40), shares=shares)
     stages, _ = curriculum_of(settings, tmp_path / "seeing", tmp_path, "cpu")
-    assert [stage.training.max_steps for stage in stages_of("single", stages)] == [10, 16, 15, 16]
+    assert [stage.training.max_steps for stage in stages_of(way, stages)] == [10, 16, 15, 16]
 
 
 def test_every_way_has_a_place_of_its_own(tmp_path: Path) -> None:
