@@ -4,8 +4,10 @@
 
 Scenes come from the simulator: the scripted expert plays the task, and at some moments the policy is asked
 for a chunk with the same noise by each variant. Shown is how far the arm joints are from the plain float32
-answer, and beside it how far another draw of the noise moves them: what is far below that cannot matter. What
-a lever costs in success is not shown here, and one that changes pictures must be trained with to be judged.
+answer, and beside it how far another draw of the noise moves them: what is far below that cannot matter. With
+--episodes each variant also plays so many, with the same seeds; all chunks take the same simulated time, so
+that is what accuracy costs, without what speed brings. A lever that changes pictures must be trained with to
+be judged.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kuavo_smolvla_ros.errors import UserError
+from kuavo_smolvla_ros.experiment.play import Manner
+from kuavo_smolvla_ros.experiment.trials import Trial, TrialSettings, play_episodes
 from kuavo_smolvla_ros.policy.quantized import why_not_int8
 from kuavo_smolvla_ros.policy.runtime import PolicyRunner
 from kuavo_smolvla_ros.policy.sampler import SamplerOptions
@@ -30,6 +34,7 @@ from kuavo_smolvla_ros.sim.simulation import ARM_INDICES, Simulation
 from kuavo_smolvla_ros.sim.tasks import make_task
 
 MOMENTS_S = (0.5, 2.0, 4.0, 6.0)
+FIRST_SEED = 1000  # of the episodes: no demonstration has these
 SHARE_OF_SPREAD = 0.1
 
 
@@ -90,6 +95,19 @@ def chunks(runner: PolicyRunner, seen: list[Scene], seed: int) -> np.ndarray:
     return np.array([runner.chunk(s.images, s.state, s.sentence, seed=seed)[:, ARM_INDICES] for s in seen])
 
 
+def successes(args: argparse.Namespace, options: SamplerOptions) -> int:
+    """Of the episodes, in realtime mode through the executor that drives the robot."""
+    manner = Manner(noise_scale=args.noise_scale)
+    episodes = play_episodes(
+        Trial(args.checkpoint, args.task),
+        TrialSettings(manner=manner),
+        (args.height, args.width),
+        range(FIRST_SEED, FIRST_SEED + args.episodes),
+        options=options,
+    )
+    return sum(episode["success"] for episode in episodes)
+
+
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     plain = PolicyRunner.load(args.checkpoint, options=SamplerOptions(dtype="float32"))
     config = plain.policy.config
@@ -98,13 +116,17 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     seen = list(scenes(args.task, args.seeds, (args.height, args.width)))
     expected = chunks(plain, seen, 0)
     other = np.concatenate([chunks(plain, seen, seed) - expected for seed in (1, 2, 3)])
-    errors = {"another noise sample": other}
+    errors, played = {"another noise sample": other}, {}
+    if args.episodes:
+        played["another noise sample"] = successes(args, SamplerOptions(dtype="float32"))
     sizes_of = plain.policy.model.architecture
     unit = sizes_of.vision.patch_size * sizes_of.shuffle
     for name, options in variants(config.image_size, unit).items():
         runner = PolicyRunner.load(args.checkpoint, options=options)
         try:
             errors[name] = chunks(runner, seen, 0) - expected
+            if args.episodes:
+                played[name] = successes(args, options)
         except UserError as error:
             print(f"{name}: not possible with this network and these pictures: {error}")
     return {
@@ -112,6 +134,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             "largest_rad": float(np.abs(error).max()),
             "rms_rad": float(np.sqrt(np.square(error).mean())),
             "rms_begin_rad": float(np.sqrt(np.square(error[:, : config.n_action_steps]).mean())),
+            **({"successes": played[name]} if name in played else {}),
         }
         for name, error in errors.items()
     }
@@ -126,6 +149,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=4, help="episodes, four moments of each (default 4)")
     parser.add_argument("--height", type=int, default=480, help="of the pictures (default 480)")
     parser.add_argument("--width", type=int, default=640, help="of the pictures (default 640)")
+    parser.add_argument(
+        "--episodes", type=int, default=0, metavar="N", help="also play so many with each (default 0)"
+    )
+    parser.add_argument("--noise-scale", type=float, default=0.5, help="of the episodes (default 0.5)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to a file")
     parser.add_argument("--check", action="store_true", help="exit 1 where a figure misses its target")
     args = parser.parse_args(argv)
@@ -138,11 +165,11 @@ def main(argv: list[str] | None = None) -> int:
         print(f"levers: {error}", file=sys.stderr)
         return 2
     spread = found["another noise sample"]["rms_rad"]
-    print(f"{'':40}{'largest rad':>12}{'rms rad':>10}{'first steps':>13}")
+    print(f"{'':40}{'largest rad':>12}{'rms rad':>10}{'first steps':>13}{'successes':>11}")
     for name, entry in found.items():
-        print(
-            f"{name:40}{entry['largest_rad']:>12.4f}{entry['rms_rad']:>10.4f}{entry['rms_begin_rad']:>13.4f}"
-        )
+        figures = f"{entry['largest_rad']:>12.4f}{entry['rms_rad']:>10.4f}{entry['rms_begin_rad']:>13.4f}"
+        of = f"{entry['successes']} of {args.episodes}" if "successes" in entry else ""
+        print(f"{name:40}{figures}{of:>11}")
     short = [
         f"{target.variant} {found[target.variant]['rms_rad']:.4f} rad ({target.reason})"
         for target in TARGETS

@@ -122,14 +122,13 @@ def settings_for(spec: RobotSpec, **bounds: Any) -> Settings:
     A joint sample then holds `spec.state_names` followed by `spec.hold_names`. `bounds` replace any default.
     """
     names = (*spec.action_names, *spec.hold_names)
-    groups = [spec.joints[name].group for name in names]
-    arms = [name for name, group in zip(names, groups, strict=True) if group.endswith("_arm")]
+    joints = [spec.joints[name] for name in names]
     settings = Settings(
         limits=spec.limits(names),
         chunk_names=spec.action_names,
         measured_names=(*spec.state_names, *spec.hold_names),
-        pose_names=tuple(arms),
-        groups=tuple("arms" if name in arms else g for name, g in zip(names, groups, strict=True)),
+        pose_names=tuple(joint.name for joint in joints if joint.of_an_arm),
+        groups=tuple("arms" if joint.of_an_arm else joint.group for joint in joints),
         fingerprint=spec.fingerprint,
         gated=_gated(spec),
         period_s=1.0 / spec.command_rate_hz,

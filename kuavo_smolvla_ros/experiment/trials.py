@@ -8,12 +8,15 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kuavo_smolvla_ros.experiment.gather import cameras
 from kuavo_smolvla_ros.experiment.play import Manner, play
 from kuavo_smolvla_ros.learning.success import tally
 from kuavo_smolvla_ros.policy.checkpoint import read_json
+
+if TYPE_CHECKING:
+    from kuavo_smolvla_ros.policy.sampler import SamplerOptions
 
 LOG = "trials.jsonl"
 AT_A_TIME = 10
@@ -43,7 +46,12 @@ class TrialSettings:
 
 
 def play_episodes(
-    trial: Trial, settings: TrialSettings, size: tuple[int, int], seeds: Sequence[int], device: str = "cpu"
+    trial: Trial,
+    settings: TrialSettings,
+    size: tuple[int, int],
+    seeds: Sequence[int],
+    device: str = "cpu",
+    options: SamplerOptions | None = None,
 ) -> list[dict[str, Any]]:
     """The episodes of these seeds; pictures have the `size` (height, width) of the demonstrations'."""
     import torch
@@ -55,7 +63,10 @@ def play_episodes(
 
     torch.set_num_threads(1)
     runner = PolicyRunner.load(
-        trial.checkpoint, device=device, overrides={"noise_scale": settings.manner.noise_scale}
+        trial.checkpoint,
+        device=device,
+        overrides={"noise_scale": settings.manner.noise_scale},
+        options=options,
     )
     task = make_task(trial.task, settings.level)
     spec = load_spec(task.robot)

@@ -69,7 +69,7 @@ def followed(
         return None
     at_ns = min(max(t_ns - previous.stamp_ns, 0), int(previous.times_ns[-1]))
     for at, name in enumerate(previous.names):
-        if not spec.joints[name].group.endswith("_arm") or name not in spec.state_names:
+        if not spec.joints[name].of_an_arm or name not in spec.state_names:
             continue
         planned = np.interp(at_ns, previous.times_ns, previous.values[:, at])
         if abs(planned - state[spec.state_names.index(name)]) > LEFT_BEHIND_RAD:

@@ -31,6 +31,10 @@ class Joint:
     velocity: float
     acceleration: float
 
+    @property
+    def of_an_arm(self) -> bool:
+        return self.group.endswith("_arm")
+
 
 @dataclass(frozen=True)
 class Gate:
