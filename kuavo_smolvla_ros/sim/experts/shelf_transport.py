@@ -21,6 +21,7 @@ from kuavo_smolvla_ros.sim.tasks.shelf_transport import (
     BIN_Z_M,
     ITEM_HALF_M,
     SHEET_HALF_M,
+    STOP_TOLERANCE_M,
     Errand,
     ShelfTransport,
 )
@@ -30,6 +31,10 @@ CARRY_DEG = {"left": (30, 0, 0, -130, -85, 0, 0), "right": (30, 0, 0, -130, 85, 
 HALF_TURN_RAD = 3.14
 """The base takes yaw within +-3.14."""
 ARRIVED_M, ARRIVED_RAD = 0.005, 0.01
+STOP_MARGIN_M, STOP_TURN_RAD = 0.012, 0.05
+"""It stops anywhere that counts, less the margin, and not quite straight: so that a policy which walks less
+exactly has seen the hand reach from where it will stand.
+"""
 
 
 class ShelfTransportExpert(Expert):
@@ -46,7 +51,8 @@ class ShelfTransportExpert(Expert):
         self.grip_up_m = rng.uniform(0.040, 0.055)
         self.turn = rng.choice([-1.0, 1.0]) * HALF_TURN_RAD
         self.clear_x_m = rng.uniform(0.50, 0.60)
-        self.stop_offsets = rng.uniform(-1, 1, size=(2, 2, 2)) * [0.01, 0.03]
+        within = np.array(STOP_TOLERANCE_M[self.task.level]) - STOP_MARGIN_M
+        self.stop_offsets = rng.uniform(-1, 1, size=(2, 2, 3)) * [*within, STOP_TURN_RAD]
 
     def left(self, arm: Arm) -> Script:
         return self._arm(arm)
@@ -69,14 +75,14 @@ class ShelfTransportExpert(Expert):
     def _errand(self, arm: Arm, errand: Errand) -> Script:
         number = list(self.errands).index(arm.side)
         carry = arm.target
-        x, y = self.task.stop(self.sim, errand, "pick") + self.stop_offsets[number][0]
+        x, y, yaw = (*self.task.stop(self.sim, errand, "pick"), 0.0) + self.stop_offsets[number][0]
         if number:
             yield from self._walk(-self.clear_x_m, float(self.sim.base_pose()[1]), self.turn)
-        yield from self._walk(x, y, 0.0)
+        yield from self._walk(x, y, yaw)
         yield from self._pick(arm, errand, carry)
         yield from self._walk(self.clear_x_m, y, 0.0)
-        x, y = self.task.stop(self.sim, errand, "place") + self.stop_offsets[number][1]
-        yield from self._walk(x, y, self.turn)
+        x, y, yaw = (*self.task.stop(self.sim, errand, "place"), self.turn) + self.stop_offsets[number][1]
+        yield from self._walk(x, y, math.copysign(min(abs(yaw), HALF_TURN_RAD), yaw))
         yield from self._place(arm, errand, carry)
 
     def _walk(self, x: float, y: float, yaw: float) -> Script:
