@@ -53,6 +53,7 @@ class ShelfTransportExpert(Expert):
         self.clear_x_m = rng.uniform(0.50, 0.60)
         within = np.array(STOP_TOLERANCE_M[self.task.level]) - STOP_MARGIN_M
         self.stop_offsets = rng.uniform(-1, 1, size=(2, 2, 3)) * [*within, STOP_TURN_RAD]
+        self.stop_offsets[1, 0, 2] = 0.0  # from a half turn the base would go on round the other way
 
     def left(self, arm: Arm) -> Script:
         return self._arm(arm)
