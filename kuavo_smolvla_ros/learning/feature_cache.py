@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -70,7 +71,7 @@ class FeatureFile:
 
     def write(self, frames: Sequence[int], features: Tensor) -> None:
         """Rows first, then their marks, so that a marked row is always whole."""
-        rows = self._rows("r+")
+        rows = np.memmap(self.path, STORED[self.dtype], "r+", shape=(self.frames, *self.shape))
         for frame, row in zip(frames, features.detach().cpu().contiguous(), strict=True):
             rows[frame] = row.view(torch.uint16).numpy() if self.dtype == torch.bfloat16 else row.numpy()
         rows.flush()
@@ -79,20 +80,30 @@ class FeatureFile:
         marks.flush()
 
     def read(self, frame: int) -> Tensor:
-        if not np.memmap(self._marks, np.uint8, "r", shape=(self.frames,))[frame]:
+        # Read and not mapped: a map that lives on keeps every page a loader has ever touched, one made for
+        # each row costs four times the reading.
+        mark, row = np.zeros(1, np.uint8), np.empty(self.shape, STORED[self.dtype])
+        if not (_read_into(mark, self._marks, frame) and mark[0]):
             raise FeatureError(
                 f"{self.path} holds no features of frame {frame}; delete it to have it made again"
             )
-        # Opened for each row: a map that lived on would keep every page a loader has ever read.
-        row = torch.from_numpy(np.array(self._rows("r")[frame]))
-        return row.view(torch.bfloat16) if self.dtype == torch.bfloat16 else row
+        if not _read_into(row, self.path, frame):
+            raise FeatureError(f"{self.path} ends before frame {frame} does; delete it to have it made again")
+        features = torch.from_numpy(row)
+        return features.view(torch.bfloat16) if self.dtype == torch.bfloat16 else features
 
     @property
     def _marks(self) -> Path:
         return self.path.with_suffix(".rows")
 
-    def _rows(self, mode: Any) -> NDArray[Any]:
-        return np.memmap(self.path, STORED[self.dtype], mode, shape=(self.frames, *self.shape))
+
+def _read_into(row: NDArray[Any], path: Path, number: int) -> bool:
+    """Fill `row` with the row of this number in a file of such rows; whether the file holds all of it."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        return os.preadv(file, [memoryview(row).cast("B")], number * row.nbytes) == row.nbytes
+    finally:
+        os.close(file)
 
 
 def features_key(policy: KuavoSmolVLAPolicy, cut: Cut, dtype: torch.dtype) -> str:

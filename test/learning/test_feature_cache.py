@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kuavo_smolvla_ros.learning.feature_cache import FeatureError, FeatureFile
 from kuavo_smolvla_ros.learning.interruption import Interruption
@@ -187,3 +190,48 @@ def test_rows_come_back_to_the_last_bit(tmp_path: Path, dtype: torch.dtype) -> N
     assert file.read(1).dtype == dtype
     with pytest.raises(FeatureError, match="holds no features of frame 6"):
         file.read(6)
+
+
+@given(
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    shape=st.lists(st.integers(1, 4), min_size=1, max_size=3).map(tuple),
+    order=st.permutations(range(5)),
+)
+@settings(deadline=None, max_examples=25)
+def test_any_row_is_its_own_whatever_the_shape(
+    tmp_path_factory: pytest.TempPathFactory, dtype: torch.dtype, shape: tuple[int, ...], order: list[int]
+) -> None:
+    file = FeatureFile(tmp_path_factory.mktemp("rows") / "rows.bin", 5, shape, dtype)
+    file.create()
+    rows = torch.randn(5, *shape).to(dtype)
+    file.write(order, rows[order])
+    for frame in order:
+        assert torch.equal(file.read(frame), rows[frame])
+
+
+def test_a_row_that_was_read_belongs_to_whoever_read_it(tmp_path: Path) -> None:
+    file = FeatureFile(tmp_path / "rows.bin", 2, (3,), torch.float32)
+    file.create()
+    file.write([0, 1], torch.ones(2, 3))
+    file.read(0).zero_()
+    assert torch.equal(file.read(0), torch.ones(3))
+
+
+def test_a_file_that_was_cut_short_is_named(tmp_path: Path) -> None:
+    file = FeatureFile(tmp_path / "rows.bin", 2, (3,), torch.float32)
+    file.create()
+    file.write([0, 1], torch.ones(2, 3))
+    os.truncate(file.path, 2 * file.row_bytes - 1)
+    assert torch.equal(file.read(0), torch.ones(3))
+    with pytest.raises(FeatureError, match=r"rows\.bin ends before frame 1 does; delete it"):
+        file.read(1)
+
+
+def test_marks_that_were_cut_short_mark_nothing(tmp_path: Path) -> None:
+    file = FeatureFile(tmp_path / "rows.bin", 2, (3,), torch.float32)
+    file.create()
+    file.write([0, 1], torch.ones(2, 3))
+    os.truncate(file.path.with_suffix(".rows"), 1)
+    assert torch.equal(file.read(0), torch.ones(3))
+    with pytest.raises(FeatureError, match="holds no features of frame 1"):
+        file.read(1)
