@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from kuavo_smolvla_ros import __version__
-from kuavo_smolvla_ros.errors import UsageError, UserError
+from kuavo_smolvla_ros.errors import OK, exit_status
 
 COMMANDS = {
     "demo": "walk the whole road in small: record simulated episodes, convert and judge them",
@@ -25,7 +25,7 @@ COMMANDS = {
     "sim": "run an episode of a task in simulation and film it",
 }
 
-OK, BAD, WRONG_USE = 0, 1, 2
+INTERRUPTED = 130
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -52,15 +52,9 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
-        return int(args.run(args))
-    except UsageError as error:
-        print(f"kuavo-smolvla {args.command}: {error}", file=sys.stderr)
-        return WRONG_USE
-    except UserError as error:
-        print(f"kuavo-smolvla {args.command}: {error}", file=sys.stderr)
-        return BAD
+        return exit_status(f"kuavo-smolvla {args.command}", lambda: int(args.run(args)))
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
     except BrokenPipeError:  # whoever reads what is printed has seen enough: `... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK

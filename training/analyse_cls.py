@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from kuavo_smolvla_ros.errors import UsageError, UserError
+from kuavo_smolvla_ros.errors import exit_status
 
 EPILOG = """example:
   python training/analyse_cls.py task=tasks/task4_sorting --output outputs/cls
@@ -90,14 +90,7 @@ def held_out(policy: Any, manager: Any, settings: Any) -> Iterator[tuple[Any, An
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
-    try:
-        return run(args)
-    except UsageError as error:
-        print(f"analyse_cls: {error}", file=sys.stderr)
-        return 2
-    except UserError as error:
-        print(f"analyse_cls: {error}", file=sys.stderr)
-        return 1
+    return exit_status("analyse_cls", lambda: run(args))
 
 
 if __name__ == "__main__":

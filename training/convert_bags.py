@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from kuavo_smolvla_ros.errors import UsageError, UserError
+from kuavo_smolvla_ros.errors import exit_status
 
 EPILOG = """example:
   python training/convert_bags.py bags=bags dataset=datasets/weighing robot=kuavo_bag task=task2_weighing
@@ -116,13 +116,7 @@ def run(args: argparse.Namespace) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     try:
-        return run(args)
-    except UsageError as error:
-        print(f"convert_bags: {error}", file=sys.stderr)
-        return 2
-    except UserError as error:
-        print(f"convert_bags: {error}", file=sys.stderr)
-        return 1
+        return exit_status("convert_bags", lambda: run(args))
     except KeyboardInterrupt:
         print("convert_bags: interrupted; run the same command again to go on", file=sys.stderr)
         return 130

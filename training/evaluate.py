@@ -201,17 +201,10 @@ def curriculum_root(stage_folder: Path) -> Path:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    from kuavo_smolvla_ros.errors import UsageError, UserError
+    from kuavo_smolvla_ros.errors import exit_status
 
     args = parse(argv)
-    try:
-        return run(args)
-    except UsageError as error:
-        print(f"evaluate: {error}", file=sys.stderr)
-        return 2
-    except UserError as error:
-        print(f"evaluate: {error}", file=sys.stderr)
-        return 1
+    return exit_status("evaluate", lambda: run(args))
 
 
 if __name__ == "__main__":

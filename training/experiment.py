@@ -63,22 +63,21 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    from kuavo_smolvla_ros.errors import UsageError, UserError
+def run(args: argparse.Namespace) -> int:
     from kuavo_smolvla_ros.experiment.road import Experiment
 
-    args = parse(argv)
     try:
         Experiment.of(args).run(args.only)
-    except UsageError as error:
-        print(f"experiment: {error}", file=sys.stderr)
-        return 2
-    except UserError as error:
-        print(f"experiment: {error}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         print("experiment: stopped; what is done is kept, and the same command goes on", file=sys.stderr)
     return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    from kuavo_smolvla_ros.errors import exit_status
+
+    args = parse(argv)
+    return exit_status("experiment", lambda: run(args))
 
 
 if __name__ == "__main__":

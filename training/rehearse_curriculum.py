@@ -91,17 +91,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    from kuavo_smolvla_ros.errors import UsageError, UserError
+    from kuavo_smolvla_ros.errors import exit_status
 
     args = parse(argv)
-    try:
-        return run(args)
-    except UsageError as error:
-        print(f"rehearse_curriculum: {error}", file=sys.stderr)
-        return 2
-    except UserError as error:
-        print(f"rehearse_curriculum: {error}", file=sys.stderr)
-        return 1
+    return exit_status("rehearse_curriculum", lambda: run(args))
 
 
 if __name__ == "__main__":

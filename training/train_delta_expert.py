@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from kuavo_smolvla_ros.errors import UsageError, UserError
+from kuavo_smolvla_ros.errors import exit_status
 
 EPILOG = """examples:
   python training/train_delta_expert.py task=tasks/task2_weighing
@@ -62,14 +62,7 @@ def run(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
-    try:
-        return run(args)
-    except UsageError as error:
-        print(f"train_delta_expert: {error}", file=sys.stderr)
-        return 2
-    except UserError as error:
-        print(f"train_delta_expert: {error}", file=sys.stderr)
-        return 1
+    return exit_status("train_delta_expert", lambda: run(args))
 
 
 if __name__ == "__main__":

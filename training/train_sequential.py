@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from kuavo_smolvla_ros.errors import UsageError, UserError
+from kuavo_smolvla_ros.errors import exit_status
 
 EPILOG = """examples:
   python training/train_sequential.py task=tasks/task1_moving_grasp policy.unfreeze_vision_layers='[-1,-2,-3]'
@@ -112,14 +112,7 @@ def rehearse(stages: Sequence[Any], settings: Any, opened: Any) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
-    try:
-        return run(args)
-    except UsageError as error:
-        print(f"train_sequential: {error}", file=sys.stderr)
-        return 2
-    except UserError as error:
-        print(f"train_sequential: {error}", file=sys.stderr)
-        return 1
+    return exit_status("train_sequential", lambda: run(args))
 
 
 if __name__ == "__main__":

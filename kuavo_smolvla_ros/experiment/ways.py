@@ -33,7 +33,7 @@ class TrainingSettings:
         ("1",),
         ("0.2", "0.8"),
         ("0.15", "0.4", "0.45"),
-        ("0.1", "0.2", "0.2", "0.5"),
+        ("0.1", "0.3", "0.15", "0.45"),
     )
     """Of the tasks so far, by stage. More replay than in the task files: a network this small has nothing
     to keep what it learnt in, and task 2, whose grasps bear 12 mm, is lost first.
