@@ -2,43 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kuavo_smolvla_ros.experiment.trials import TrialLog
+from kuavo_smolvla_ros.experiment.measured import HELD_OUT, OTHERS, Cell, Conditions, Measured, Tally
 from kuavo_smolvla_ros.experiment.ways import CURRICULUM
 from kuavo_smolvla_ros.learning import charts
 from kuavo_smolvla_ros.learning.metrics import average, max_forgetting, negative_backward_transfer
-from kuavo_smolvla_ros.learning.success import tally
-from kuavo_smolvla_ros.policy.checkpoint import write_json
-
-if TYPE_CHECKING:
-    from kuavo_smolvla_ros.experiment.road import Experiment
 
 PAGE = "results.md"
-FIGURES = "results.json"
 TITLES = {
     CURRICULUM: "one after the other, with replay",
     "no_replay": "one after the other, without replay",
     "joint": "all four at once",
     "single": "each alone",
 }
-Cells = Mapping[tuple[str, int, int], Mapping[str, Any]]
-
-
-def tallies(experiment: Experiment) -> dict[tuple[str, int, int], dict[str, Any]]:
-    """What was played whole, by way, stage and task."""
-    log = TrialLog(experiment.output, experiment.trials)
-    found = {}
-    for cell in experiment.cells():
-        trial = experiment.trial_of(*cell)
-        if trial is not None and not log.missing(trial):
-            found[cell] = log.tally(trial)
-    return found
+TASKS = (1, 2, 3, 4)
+Cells = Mapping[Cell, Tally]
 
 
 def matrix(cells: Cells, way: str) -> NDArray[np.float64] | None:
@@ -50,12 +33,11 @@ def matrix(cells: Cells, way: str) -> NDArray[np.float64] | None:
     return None if np.isnan(scores[np.tril_indices(4)]).any() else scores
 
 
-def write_results(experiment: Experiment, folder: Path) -> Path:
-    """The page and its figures, of what has been played so far."""
-    cells = tallies(experiment)
-    folder.mkdir(parents=True, exist_ok=True)
+def write_results(measured: Measured, conditions: Conditions, folder: Path) -> Path:
+    """The page of what has been measured so far, its figures and pictures."""
+    cells = measured.cells
     images = folder / "images"
-    images.mkdir(exist_ok=True)
+    images.mkdir(parents=True, exist_ok=True)
     for way in (CURRICULUM, "no_replay"):
         scores = matrix(cells, way)
         if scores is not None:
@@ -63,14 +45,13 @@ def write_results(experiment: Experiment, folder: Path) -> Path:
             picture = charts.heat_map(rows, ["1", "2", "3", "4"], TITLES[way], success=True)
             (images / f"results_{way}.svg").write_text(picture, encoding="utf-8")
     page = folder / PAGE
-    page.write_text("\n".join(_page(experiment, cells)) + "\n", encoding="utf-8")
-    content = {f"{way}/stage{stage + 1}/task{task}": told for (way, stage, task), told in cells.items()}
-    write_json(folder / FIGURES, content)
+    page.write_text("\n".join(_page(measured, conditions)) + "\n", encoding="utf-8")
+    measured.write(folder, conditions)
     return page
 
 
-def _page(experiment: Experiment, cells: Cells) -> Iterator[str]:
-    training, trials = experiment.training, experiment.trials
+def _page(measured: Measured, conditions: Conditions) -> Iterator[str]:
+    cells, training, trials = measured.cells, conditions.training, conditions.trials
     steps = ", ".join(map(str, training.steps))
     yield "# What the curriculum keeps, measured by what the policies do"
     yield ""
@@ -78,7 +59,7 @@ def _page(experiment: Experiment, cells: Cells) -> Iterator[str]:
     yield "not show: [experiment.md](experiment.md)."
     yield ""
     yield (
-        f"{experiment.demonstrations} demonstrations of each task, {steps} steps of "
+        f"{conditions.demonstrations} demonstrations of each task, {steps} steps of "
         f"{training.batch} by stage, tiny network; {trials.episodes} episodes per cell at the level "
         f"`{trials.level}`, whose "
         f"seeds no demonstration has; realtime mode, a chunk {trials.manner.latency_s:g} s after its "
@@ -86,11 +67,14 @@ def _page(experiment: Experiment, cells: Cells) -> Iterator[str]:
         f"scaled by {trials.manner.noise_scale:g}. Brackets: Wilson's 95 % "
         f"intervals."
     )
+    machines = sorted({told["machine"] for told in cells.values()})
+    if machines:
+        yield from ("", f"Measured on: {'; '.join(machines)}.")
     for way in (CURRICULUM, "no_replay"):
         yield from _stages(cells, way)
     yield from _ends(cells)
     yield from _figures(cells)
-    yield from _language(experiment, cells)
+    yield from _language(measured)
 
 
 def _stages(cells: Cells, way: str) -> Iterator[str]:
@@ -99,7 +83,7 @@ def _stages(cells: Cells, way: str) -> Iterator[str]:
     yield from ("", f"## {TITLES[way].capitalize()}", "", "| success | task 1 | task 2 | task 3 | task 4 |")
     yield "| --- | --- | --- | --- | --- |"
     for stage in range(4):
-        entries = [_cell(cells.get((way, stage, task))) for task in (1, 2, 3, 4)]
+        entries = [_cell(cells.get((way, stage, task))) for task in TASKS]
         yield f"| after stage {stage + 1} | {' | '.join(entries)} |"
     if matrix(cells, way) is not None:
         yield from ("", f"![success by stage and task](images/results_{way}.svg)")
@@ -109,7 +93,7 @@ def _ends(cells: Cells) -> Iterator[str]:
     yield from ("", "## In the end", "", "| success | task 1 | task 2 | task 3 | task 4 | mean |")
     yield "| --- | --- | --- | --- | --- | --- |"
     for way, title in TITLES.items():
-        told = [cells.get((way, last_stage(way, task), task)) for task in (1, 2, 3, 4)]
+        told = [cells.get((way, last_stage(way, task), task)) for task in TASKS]
         if not any(told):
             continue
         known = [entry["success"] for entry in told if entry is not None]
@@ -123,7 +107,7 @@ def last_stage(way: str, task: int) -> int:
 
 
 def _figures(cells: Cells) -> Iterator[str]:
-    single = [cells.get(("single", task - 1, task)) for task in (1, 2, 3, 4)]
+    single = [cells.get(("single", task - 1, task)) for task in TASKS]
     rows = [(way, scores) for way in (CURRICULUM, "no_replay") if (scores := matrix(cells, way)) is not None]
     if not rows:
         return
@@ -141,32 +125,34 @@ def _figures(cells: Cells) -> Iterator[str]:
         yield f"| mean success, of that of each alone | {shares} |"
 
 
-def _language(experiment: Experiment, cells: Cells) -> Iterator[str]:
+def _language(measured: Measured) -> Iterator[str]:
     """Success under other words for the task, and under the words of other tasks, by the scene."""
-    log = TrialLog(experiment.output, experiment.trials)
-    same: dict[int, list[dict[str, Any]]] = {}
-    other: dict[int, list[dict[str, Any]]] = {}
-    for spoken, trial in experiment.spoken():
-        if log.missing(trial):
-            return
-        into = same if spoken.meant == spoken.task else other
-        into.setdefault(spoken.task, []).extend(log.episodes(trial))
-    if not same:
+    rows = [
+        ("the task's own sentence", [measured.cells.get((CURRICULUM, 3, task)) for task in TASKS]),
+        ("sentences held out of training", [measured.spoken.get((HELD_OUT, task)) for task in TASKS]),
+        ("sentences of other tasks", [measured.spoken.get((OTHERS, task)) for task in TASKS]),
+    ]
+    if not any(any(told) for _, told in rows[1:]):
         return
     yield from ("", "## Told in other words", "")
     yield "The last policy of the curriculum with replay, in the scene of each task."
     yield from (
         "",
-        "| success when told | task 1 | task 2 | task 3 | task 4 |",
-        "| --- | --- | --- | --- | --- |",
+        "| success when told | task 1 | task 2 | task 3 | task 4 | all |",
+        "| --- |" + " --- |" * 5,
     )
-    own = [_cell(cells.get((CURRICULUM, 3, task))) for task in (1, 2, 3, 4)]
-    yield f"| the task's own sentence | {' | '.join(own)} |"
-    for title, found in (("sentences held out of training", same), ("sentences of other tasks", other)):
-        yield f"| {title} | {' | '.join(_cell(tally(found[task])) for task in (1, 2, 3, 4))} |"
+    for title, told in rows:
+        yield f"| {title} | {' | '.join(map(_cell, told))} | {_together(told)} |"
 
 
-def _cell(told: Mapping[str, Any] | None) -> str:
+def _together(told: Sequence[Tally | None]) -> str:
+    known = [entry for entry in told if entry is not None]
+    if len(known) < len(told):
+        return "not measured"
+    return f"{sum(entry['successes'] for entry in known) / sum(entry['trials'] for entry in known):.1%}"
+
+
+def _cell(told: Tally | None) -> str:
     if told is None:
         return ""
     low, high = told["interval_95"]

@@ -13,6 +13,7 @@ from typing import Any
 from tqdm import tqdm
 
 from kuavo_smolvla_ros.experiment.gather import Gathering, gather
+from kuavo_smolvla_ros.experiment.measured import HELD_OUT, OTHERS, Conditions, Measured, kept, machine
 from kuavo_smolvla_ros.experiment.play import Manner
 from kuavo_smolvla_ros.experiment.seeing import SeeingSettings
 from kuavo_smolvla_ros.experiment.trials import Trial, TrialLog, TrialSettings, can_play, run_trials
@@ -28,6 +29,7 @@ from kuavo_smolvla_ros.experiment.ways import (
 from kuavo_smolvla_ros.learning.paraphrases import held_out_paraphrases
 from kuavo_smolvla_ros.learning.settings import RunSettings
 from kuavo_smolvla_ros.learning.stage import Curriculum
+from kuavo_smolvla_ros.learning.success import tally
 
 PARTS = ("gather", "see", "train", "play", "tell")
 TASKS = (1, 2, 3, 4)
@@ -193,11 +195,33 @@ class Experiment:
                 if other != task:
                     yield Spoken(task, other, own[other]), Trial(str(last), task, own[other], share)
 
+    def measured(self) -> Measured:
+        """What was played whole here."""
+        log = TrialLog(self.output, self.trials)
+        on = {"machine": machine()}
+        cells = {}
+        for cell in self.cells():
+            trial = self.trial_of(*cell)
+            if trial is not None and not log.missing(trial):
+                cells[cell] = log.tally(trial) | on
+        spoken: dict[tuple[str, int], list[dict[str, Any]]] = {}
+        for said, trial in self.spoken():
+            if log.missing(trial):
+                return Measured(cells)
+            what = HELD_OUT if said.meant == said.task else OTHERS
+            spoken.setdefault((what, said.task), []).extend(log.episodes(trial))
+        return Measured(cells, {what: tally(episodes) | on for what, episodes in spoken.items()})
+
     def tell(self) -> None:
         from kuavo_smolvla_ros.experiment.results import write_results
 
+        conditions = Conditions(self.demonstrations, self.seeing, self.training, self.trials)
+        measured = self.measured()
         for folder in filter(None, (self.output, self.figures)):
-            print(write_results(self, folder))
+            earlier, other_conditions = kept(folder, conditions)
+            if other_conditions:
+                print(other_conditions)
+            print(write_results(measured.over(earlier), conditions, folder))
 
     def _kept(self, name: str, about: Any) -> Any:
         file = self.output / f"{name}.json"

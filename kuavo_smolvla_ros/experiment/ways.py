@@ -26,14 +26,14 @@ class TrainingSettings:
     """How long and how fast; what is not here is as in config/policy."""
 
     steps: tuple[int, ...] = (6000, 8000, 12000, 20000)
-    """Of each stage. Joint training gets those of all stages together; a stage without replay and a task
-    alone get the new task's share of them, so that it is seen as often as with replay.
+    """Of each stage. References see each new task as often as its stage with replay does: a stage without
+    replay and a task alone get its share of the steps, joint training these of all tasks together.
     """
     shares: tuple[tuple[str, ...], ...] = (
         ("1",),
         ("0.2", "0.8"),
         ("0.15", "0.4", "0.45"),
-        ("0.1", "0.3", "0.15", "0.45"),
+        ("0.1", "0.25", "0.2", "0.45"),
     )
     """Of the tasks so far, by stage. More replay than in the task files: a network this small has nothing
     to keep what it learnt in, and task 2, whose grasps bear 12 mm, is lost first.
@@ -59,11 +59,10 @@ def stages_of(way: str, curriculum: Curriculum) -> Curriculum:
         return curriculum
     stages = reference_stages(curriculum, way)
     first = curriculum[0]
+    steps = [round((own.training.max_steps or 0) * own.shares[-1]) for own in curriculum]
     if way == "joint":
         (stage,) = stages
-        everything = sum(each.training.max_steps or 0 for each in curriculum)
-        return (_as_first(_for(stage, everything), first),)
-    steps = [round((own.training.max_steps or 0) * own.shares[-1]) for own in curriculum]
+        return (_as_first(_for(stage, sum(steps)), first),)
     stages = tuple(_for(stage, count) for stage, count in zip(stages, steps, strict=True))
     if way == "single":  # nothing came before, so nothing has to be kept
         return tuple(_as_first(stage, first) for stage in stages)

@@ -1,11 +1,25 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from kuavo_smolvla_ros.experiment.results import _cell, _ends, _figures, _stages, last_stage, matrix
+from kuavo_smolvla_ros.experiment.measured import HELD_OUT, OTHERS, Conditions, Measured, kept
+from kuavo_smolvla_ros.experiment.results import (
+    _cell,
+    _ends,
+    _figures,
+    _language,
+    _stages,
+    last_stage,
+    matrix,
+    write_results,
+)
+from kuavo_smolvla_ros.experiment.seeing import SeeingSettings
+from kuavo_smolvla_ros.experiment.trials import TrialSettings
+from kuavo_smolvla_ros.experiment.ways import TrainingSettings
 from kuavo_smolvla_ros.learning.metrics import wilson
 
 
@@ -16,6 +30,7 @@ def told(successes: int, trials: int = 50) -> dict[str, Any]:
         "trials": trials,
         "success": successes / trials,
         "interval_95": [interval.low, interval.high],
+        "machine": "a machine",
     }
 
 
@@ -82,3 +97,30 @@ def test_figures_follow_from_the_matrices() -> None:
 @pytest.mark.parametrize("given", [{}, ALONE])
 def test_without_a_matrix_there_are_no_figures(given: dict[tuple[str, int, int], Any]) -> None:
     assert list(_figures(given)) == []
+
+
+def test_other_words_are_told_beside_the_tasks_own() -> None:
+    spoken = {(HELD_OUT, task): told(count, 52) for task, count in enumerate((49, 39, 52, 52), 1)}
+    spoken |= {(OTHERS, task): told(0, 39) for task in (1, 2, 3, 4)}
+    lines = list(_language(Measured(KEPT, spoken)))
+    own, held_out, others = lines[-3:]
+    assert own.startswith("| the task's own sentence | 86% [74%, 93%] |")
+    assert held_out.endswith("| 92.3% |")
+    assert others.endswith("| 0.0% |")
+
+
+def test_what_was_not_said_is_not_told() -> None:
+    assert list(_language(Measured(KEPT))) == []
+    some = Measured({}, {(HELD_OUT, 1): told(5)})
+    own, held_out, others = list(_language(some))[-3:]
+    assert [line.split("|")[-2].strip() for line in (own, held_out, others)] == ["not measured"] * 3
+
+
+def test_a_page_names_each_machine_once_and_keeps_its_figures(tmp_path: Path) -> None:
+    conditions = Conditions(200, SeeingSettings(), TrainingSettings(), TrialSettings())
+    other = {cell: {**entry, "machine": "another"} for cell, entry in ALONE.items()}
+    measured = Measured({**KEPT, **LOST, **other})
+    page = write_results(measured, conditions, tmp_path).read_text(encoding="utf-8")
+    assert "Measured on: a machine; another." in page
+    assert (tmp_path / "images" / "results_no_replay.svg").is_file()
+    assert kept(tmp_path, conditions) == (measured, None)

@@ -1,16 +1,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from kuavo_smolvla_ros.experiment.measured import Conditions, Measured, kept
 from kuavo_smolvla_ros.experiment.play import Manner
-from kuavo_smolvla_ros.experiment.results import write_results
 from kuavo_smolvla_ros.experiment.road import TASKS, Experiment
 from kuavo_smolvla_ros.experiment.seeing import SeeingSettings
 from kuavo_smolvla_ros.experiment.trials import TrialLog, TrialSettings
 from kuavo_smolvla_ros.experiment.ways import TASK_FILES, WAYS, TrainingSettings
+
+ANOTHERS = {"successes": 1, "trials": 1, "success": 1.0, "interval_95": [0.2, 1.0], "machine": "another"}
 
 
 def experiment(output: Path, ways: tuple[str, ...] = WAYS, **more: int) -> Experiment:
@@ -38,9 +41,28 @@ def test_before_training_there_is_nothing_to_try_or_to_tell(tmp_path: Path) -> N
     road = experiment(tmp_path)
     assert road.trial_of("curriculum", 0, 1) is None
     assert list(road.spoken()) == []
-    page = write_results(road, tmp_path).read_text()
-    assert "after stage" not in page
-    assert json.loads((tmp_path / "results.json").read_text()) == {}
+    road.tell()
+    assert "after stage" not in (tmp_path / "results.md").read_text()
+    told = json.loads((tmp_path / "results.json").read_text())
+    assert (told["cells"], told["spoken"]) == ({}, {})
+    assert told["conditions"]["training"]["batch"] == 20
+
+
+def test_what_another_machine_measured_stays_on_the_page(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    road = replace(experiment(tmp_path / "here"), figures=tmp_path / "figures")
+    conditions = Conditions(road.demonstrations, road.seeing, road.training, road.trials)
+    there = Measured({("joint", 0, 3): ANOTHERS})
+    (tmp_path / "figures").mkdir()
+    there.write(tmp_path / "figures", conditions)
+    road.tell()
+    assert kept(tmp_path / "figures", conditions) == (there, None)
+    assert kept(tmp_path / "here", conditions) == (Measured(), None)
+    assert "| all four at once |" in (tmp_path / "figures" / "results.md").read_text()
+    replace(road, demonstrations=3).tell()
+    assert "of other conditions (demonstrations) and is begun anew" in capsys.readouterr().out
+    assert "all four at once" not in (tmp_path / "figures" / "results.md").read_text()
 
 
 @pytest.mark.slow
