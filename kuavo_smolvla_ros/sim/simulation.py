@@ -115,8 +115,13 @@ class Simulation:
 
     @property
     def base_target(self) -> Array:
-        """Where the base was last told to stand: x, y, yaw."""
-        return self._base_target.copy()
+        """Where the base was last told to stand: x, y, yaw; a pose it can be told again.
+
+        Told to turn the same way twice it goes on turning, and its own yaw leaves the range of commands.
+        """
+        x, y, yaw = self._base_target
+        most = kuavo.BASE_RANGE[2]
+        return np.array([x, y, np.clip(math.remainder(yaw, 2 * math.pi), -most, most)])
 
     def set_latency(self, latency_s: float) -> None:
         """Let every later command take effect this much later, in whole control periods."""

@@ -234,6 +234,23 @@ def test_a_turn_goes_the_short_way_round(walker):
     assert turned == pytest.approx(2 * np.pi - 3.0, abs=0.02)
 
 
+@pytest.mark.parametrize("way", [1.0, -1.0])
+def test_a_base_that_has_turned_twice_can_be_told_to_stay(walker, way):
+    walker.reset(0)
+    assert walker.base_target == pytest.approx([0, 0, 0])
+    for target in (1.5, 3.0, -1.8):  # always the same way round
+        for _ in range(45):
+            walker.act(walk_to(0.0, 0.0, way * target, 1.0, walker))
+    before = walker.base_pose()
+    assert abs(before[2]) > 3.2
+    walker.act(walk_to(*walker.base_target, 0.0, walker))  # standing, as it was told
+    for _ in range(3):
+        stay = walk_to(*walker.base_target, 1.0, walker)
+        assert abs(stay[-2]) <= kuavo.BASE_RANGE[2]
+        walker.act(stay)
+    assert walker.base_pose() == pytest.approx(before, abs=0.02)
+
+
 def test_arms_that_swing_do_not_push_the_base(walker):
     walker.reset(0)
     for step in range(20):
