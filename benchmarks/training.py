@@ -40,10 +40,10 @@ from kuavo_smolvla_ros.data.synthetic import extract_recipe, write_recipe
 from kuavo_smolvla_ros.learning.feature_cache import open_cache
 from kuavo_smolvla_ros.learning.feed import ListedBatches, make_loader
 from kuavo_smolvla_ros.learning.heap import keep_freed_memory
+from kuavo_smolvla_ros.learning.lerobot_source import open_task
 from kuavo_smolvla_ros.learning.mixed_dataset import MixedDataset
 from kuavo_smolvla_ros.learning.replay import ReplayDatasetManager
 from kuavo_smolvla_ros.learning.sampler import Draw
-from kuavo_smolvla_ros.learning.sources import open_task
 from kuavo_smolvla_ros.learning.stage import Initialisation, Stage, TaskData, Validation
 from kuavo_smolvla_ros.learning.synthetic import synthetic_curriculum, synthetic_run
 from kuavo_smolvla_ros.paths import config_dir

@@ -39,8 +39,8 @@ def run(args: argparse.Namespace) -> int:
     from kuavo_smolvla_ros.learning.curriculum_run import chunk_size
     from kuavo_smolvla_ros.learning.delta_run import delta_root
     from kuavo_smolvla_ros.learning.delta_stage import read_delta_request
+    from kuavo_smolvla_ros.learning.lerobot_source import open_task
     from kuavo_smolvla_ros.learning.replay import ReplayDatasetManager
-    from kuavo_smolvla_ros.learning.sources import open_task
     from kuavo_smolvla_ros.learning.stage import BEST
     from kuavo_smolvla_ros.video_decoder import choose_video_backend
 

@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     from kuavo_smolvla_ros.learning.curriculum_run import make_accelerator
     from kuavo_smolvla_ros.learning.delta_run import train_delta
     from kuavo_smolvla_ros.learning.interruption import interruptible
-    from kuavo_smolvla_ros.learning.sources import open_task
+    from kuavo_smolvla_ros.learning.lerobot_source import open_task
     from kuavo_smolvla_ros.video_decoder import choose_video_backend
 
     def opened(task: Any, chunk: int) -> Any:

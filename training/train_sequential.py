@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
         run_stages,
     )
     from kuavo_smolvla_ros.learning.interruption import interruptible
-    from kuavo_smolvla_ros.learning.sources import open_task
+    from kuavo_smolvla_ros.learning.lerobot_source import open_task
     from kuavo_smolvla_ros.video_decoder import choose_video_backend
 
     stages = reference_stages(request.curriculum, args.reference)

@@ -85,7 +85,7 @@ class TrainStep:
     def run(self, place: Place) -> dict[str, Any]:
         from kuavo_smolvla_ros.learning.curriculum_run import make_accelerator, run_stages
         from kuavo_smolvla_ros.learning.interruption import interruptible
-        from kuavo_smolvla_ros.learning.sources import open_task
+        from kuavo_smolvla_ros.learning.lerobot_source import open_task
         from kuavo_smolvla_ros.learning.stage_config import read_request
         from kuavo_smolvla_ros.video_decoder import choose_video_backend
 

@@ -22,8 +22,10 @@ from kuavo_smolvla_ros.learning.sources import (
     DataError,
     Facts,
     TaskSource,
+    join,
     read_identity,
 )
+from kuavo_smolvla_ros.learning.stage import TaskData
 
 THREADS = 4  # decoding at a time in one loader process: about as many as a robot has cameras
 DECODERS = 64  # open files and their buffers, in one loader process
@@ -49,6 +51,13 @@ def _threads_of(process: int) -> ThreadPoolExecutor:
 
 def _threads() -> ThreadPoolExecutor:
     return _threads_of(os.getpid())  # a fork has no threads, whatever its memory says
+
+
+def open_task(task: TaskData, chunk_size: int, *, video_backend: str | None = None) -> TaskSource:
+    """A task's data sets (LeRobot v3, folders or hub ids), each sample with `chunk_size` future actions."""
+    return join(
+        task.name, [open_lerobot(task.name, name, chunk_size, video_backend) for name in task.datasets]
+    )
 
 
 def open_lerobot(task: str, name: str, chunk_size: int, video_backend: str | None = None) -> TaskSource:

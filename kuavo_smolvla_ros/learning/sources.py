@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kuavo_smolvla_ros.errors import UserError
-from kuavo_smolvla_ros.learning.stage import TaskData
 from kuavo_smolvla_ros.robot.units import FLAG
 
 STATE, ACTION = "observation.state", "action"
@@ -164,14 +163,6 @@ def _require_cameras(name: str, facts: Facts, other: str, theirs: Facts) -> None
 def widest(facts: Sequence[Facts]) -> Facts:
     """The facts of the robot that can do all: those of the data set with the most dimensions."""
     return max(facts, key=lambda each: (len(each.action_names), len(each.state_names)))
-
-
-def open_task(task: TaskData, chunk_size: int, *, video_backend: str | None = None) -> TaskSource:
-    """A task's data sets (LeRobot v3, folders or hub ids), each sample with `chunk_size` future actions."""
-    from kuavo_smolvla_ros.learning.lerobot_source import open_lerobot
-
-    parts = [open_lerobot(task.name, name, chunk_size, video_backend) for name in task.datasets]
-    return join(task.name, parts)
 
 
 def join(name: str, parts: Sequence[TaskSource]) -> TaskSource:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from kuavo_smolvla_ros.learning.lerobot_source import open_task
 from kuavo_smolvla_ros.learning.mixed_dataset import (
     FRAME,
     TASK_NUMBER,
@@ -28,7 +29,6 @@ from kuavo_smolvla_ros.learning.sources import (
     Joined,
     TaskSource,
     join,
-    open_task,
     pooled_stats,
 )
 from kuavo_smolvla_ros.learning.stage import BatchLayout, Stage, TaskData
