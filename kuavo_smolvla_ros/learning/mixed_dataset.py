@@ -44,7 +44,11 @@ class Standing:
 
     def known(self, source: TaskSource) -> tuple[int, ...]:
         """Dimensions that samples of this source do not have, and are 0 in: a base, up to its flag."""
-        return tuple(range(source.facts.widths[ACTION], self._base_ends))
+        return tuple(self._base_beyond(source.facts.widths[ACTION]))
+
+    def _base_beyond(self, width: int) -> range:
+        """The base's dimensions, up to its flag, that actions of this width lack."""
+        return range(width, self._base_ends)
 
     def advice(self) -> list[str]:
         """A sentence for each task that says nothing about values the mix's policy decides."""
@@ -60,10 +64,8 @@ class Standing:
         return sentences
 
     def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
-        width = sample[ACTION].shape[-1]
-        if width >= self._base_ends:
-            return sample
-        return pad_sample(sample, {ACTION: self._width}, {ACTION: range(width, self._base_ends)})
+        base = self._base_beyond(sample[ACTION].shape[-1])
+        return pad_sample(sample, {ACTION: self._width}, {ACTION: base}) if base else sample
 
 
 class MixedDataset(Dataset[dict[str, Any]]):
