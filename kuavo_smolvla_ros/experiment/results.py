@@ -44,6 +44,14 @@ def write_results(measured: Measured, conditions: Conditions, folder: Path) -> P
             rows = [[None if np.isnan(v) else float(v) for v in row] for row in scores]
             picture = charts.heat_map(rows, ["1", "2", "3", "4"], TITLES[way], success=True)
             (images / f"results_{way}.svg").write_text(picture, encoding="utf-8")
+    ends = _last(cells)
+    if ends:
+        bars = {
+            TITLES[way]: [told and (told["success"], *told["interval_95"]) for told in row]
+            for way, row in ends.items()
+        }
+        picture = charts.shares(bars, [f"task {task}" for task in TASKS], "success in the end")
+        (images / "results_end.svg").write_text(picture, encoding="utf-8")
     page = folder / PAGE
     page.write_text("\n".join(_page(measured, conditions)) + "\n", encoding="utf-8")
     measured.write(folder, conditions)
@@ -92,13 +100,19 @@ def _stages(cells: Cells, way: str) -> Iterator[str]:
 def _ends(cells: Cells) -> Iterator[str]:
     yield from ("", "## In the end", "", "| success | task 1 | task 2 | task 3 | task 4 | mean |")
     yield "| --- | --- | --- | --- | --- | --- |"
-    for way, title in TITLES.items():
-        told = [cells.get((way, last_stage(way, task), task)) for task in TASKS]
-        if not any(told):
-            continue
+    ends = _last(cells)
+    for way, told in ends.items():
         known = [entry["success"] for entry in told if entry is not None]
-        mean = f"{np.mean(known):.1%}" if len(known) == 4 else "not measured"
-        yield f"| {title} | {' | '.join(map(_cell, told))} | {mean} |"
+        mean = f"{np.mean(known):.1%}" if len(known) == len(TASKS) else "not measured"
+        yield f"| {TITLES[way]} | {' | '.join(map(_cell, told))} | {mean} |"
+    if ends:
+        yield from ("", "![success in the end, by task and way](images/results_end.svg)")
+
+
+def _last(cells: Cells) -> dict[str, list[Tally | None]]:
+    """What each way ends with, by task; ways of which nothing is known are left out."""
+    ends = {way: [cells.get((way, last_stage(way, task), task)) for task in TASKS] for way in TITLES}
+    return {way: told for way, told in ends.items() if any(told)}
 
 
 def last_stage(way: str, task: int) -> int:

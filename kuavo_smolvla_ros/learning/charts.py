@@ -9,6 +9,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 
 from kuavo_smolvla_ros.learning.record import StageRecord
 
@@ -118,6 +119,29 @@ def bars(groups: Mapping[str, Mapping[str, float]], label: str) -> str:
         left += widths
     axes.invert_yaxis()
     axes.set(xlabel=label)
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
+    return svg(figure)
+
+
+def shares(
+    kinds: Mapping[str, Sequence[tuple[float, float, float] | None]], groups: Sequence[str], label: str
+) -> str:
+    """Bars side by side, one of each kind in a group: a share and its bounds; None: no bar."""
+    figure = Figure((9, 3.2), layout="constrained")
+    axes = figure.subplots()
+    width = 0.8 / len(kinds)
+    for index, (kind, entries) in enumerate(kinds.items()):
+        known = [(place, entry) for place, entry in enumerate(entries) if entry is not None]
+        places = [place + (index - (len(kinds) - 1) / 2) * width for place, _ in known]
+        values = [share for _, (share, _, _) in known]
+        # Rounding may put a bound a hair inside.
+        below = [max(share - low, 0.0) for _, (share, low, _) in known]
+        above = [max(high - share, 0.0) for _, (share, _, high) in known]
+        axes.bar(places, values, 0.9 * width, color=COLOURS[index % len(COLOURS)], label=kind)
+        axes.errorbar(places, values, [below, above], fmt="none", ecolor="0.2", elinewidth=1, capsize=2)
+    axes.set_xticks(range(len(groups)), groups)
+    axes.set(ylabel=label, ylim=(0, 1.02))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
     return svg(figure)
 

@@ -79,6 +79,22 @@ def test_the_end_of_each_way_has_its_own_stage() -> None:
     assert "all four at once" not in text
 
 
+def test_the_end_is_a_picture_too_with_a_bar_for_each_known_cell(tmp_path: Path) -> None:
+    conditions = Conditions(200, SeeingSettings(), TrainingSettings(), TrialSettings())
+    some = {cell: entry for cell, entry in ALONE.items() if cell[2] != 2}
+    page = write_results(Measured({**KEPT, **some}), conditions, tmp_path).read_text(encoding="utf-8")
+    assert "](images/results_end.svg)" in page
+    picture = (tmp_path / "images" / "results_end.svg").read_text(encoding="utf-8")
+    assert "each alone" in picture
+    assert "all four at once" not in picture
+
+
+def test_without_an_end_there_is_no_picture_of_it(tmp_path: Path) -> None:
+    conditions = Conditions(200, SeeingSettings(), TrainingSettings(), TrialSettings())
+    write_results(Measured(cells("curriculum", [[45]])), conditions, tmp_path)
+    assert not (tmp_path / "images" / "results_end.svg").exists()
+
+
 def test_a_mean_of_some_tasks_is_not_told() -> None:
     some = {cell: entry for cell, entry in ALONE.items() if cell[2] != 2}
     assert "not measured" in "\n".join(_ends(some))
