@@ -136,7 +136,6 @@ class _World:
     closing: float
     part: Array
     held: bool = False
-    lifted: float = 0.0
     closed: bool = field(default=False)
     """What the gripper was told last."""
 

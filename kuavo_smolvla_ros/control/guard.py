@@ -183,14 +183,6 @@ class Guard:
         high = np.minimum(self._velocity + change, np.minimum(limits.velocity, up))
         return low, high
 
-    def _closing(self, lag: FloatArray, dt: float) -> FloatArray:
-        speed = np.copysign(self._reach(np.abs(lag), dt), lag)
-        if not self.keep_direction:
-            return speed
-        rate = np.where(lag == 0.0, 1.0 / dt, speed / np.where(lag == 0.0, 1.0, lag))
-        closing: FloatArray = lag * self._least(rate)
-        return closing
-
     def _rate(self, distance: FloatArray, dt: float) -> FloatArray:
         """v / distance for the largest v with v dt + v^2/(2a) <= distance; exact for an infinite a too."""
         rate: FloatArray = 2.0 / (dt + np.sqrt(dt * dt + 2.0 * distance / self.limits.acceleration))

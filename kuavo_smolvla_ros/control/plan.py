@@ -31,16 +31,6 @@ class BlendSettings:
 
 
 @dataclass(frozen=True, eq=False)
-class Prefix:
-    """The next steps of a plan, for the inference that continues it."""
-
-    times_ns: NDArray[np.int64]
-    values: FloatArray
-    known: int
-    """How many steps the plan covers; after its end the last value is held, never zero."""
-
-
-@dataclass(frozen=True, eq=False)
 class Plan:
     """Knots of a trajectory; `switches` marks joints that jump at a knot and are never interpolated."""
 
@@ -78,11 +68,6 @@ class Plan:
         position = np.where(at_end, self.values[-1], np.where(self.switches, p0, position))
         velocity = np.where(outside | self.switches, 0.0, velocity)
         return position, velocity
-
-    def remaining(self, from_ns: int, period_ns: int, count: int) -> Prefix:
-        """`count` steps from `from_ns` on, one per period, with their true times."""
-        times = from_ns + period_ns * np.arange(count, dtype=np.int64)
-        return Prefix(times, self.sample(times)[0], int(np.count_nonzero(times <= self.valid_until_ns)))
 
     def splice(
         self,

@@ -144,12 +144,6 @@ def capture(executor: Executor) -> Memory:
     )
 
 
-def snapshot(executor: Executor) -> Plain:
-    """What the executor remembers now, as plain values."""
-    plain: Plain = to_plain(capture(executor))
-    return plain
-
-
 def restore(plain: Mapping[str, Any]) -> Executor:
     """An executor that goes on as the one of the snapshot would have."""
     e = Executor(settings_from_plain(plain["settings"]))

@@ -32,7 +32,6 @@ class Code(str, Enum):
     # What it says about itself.
     OTHER_ROBOT = "other_robot"
     NO_TASK = "no_task"
-    RELABELLED = "relabelled"
     # Its topics.
     MISSING_TOPIC = "missing_topic"
     WRONG_TYPE = "wrong_type"

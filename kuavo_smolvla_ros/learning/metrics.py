@@ -68,11 +68,6 @@ def learning_speed(curve: ArrayLike) -> float:
     return float(np.concatenate([values[:best], np.full(len(values) - best, values[best])]).mean())
 
 
-def forward_transfer(curves: Sequence[ArrayLike]) -> float:
-    """LIBERO's FWT: mean learning speed of all tasks."""
-    return float(np.mean([learning_speed(curve) for curve in curves]))
-
-
 def area_under_curve(scores: ArrayLike, speeds: ArrayLike) -> float:
     """LIBERO's AUC: learning speed and scores after all later stages, averaged per task and over tasks."""
     s, f = _learnt(scores), np.asarray(speeds, np.float64)

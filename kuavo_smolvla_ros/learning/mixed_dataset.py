@@ -145,9 +145,3 @@ def validation_draws(manager: ReplayDatasetManager, task: TaskData) -> list[Draw
     """A task's validation frames with its instruction, always the same ones."""
     index = manager.stage.task_names.index(task.name)
     return [Draw(index, frame, 0) for frame in manager.validation_frames(task).tolist()]
-
-
-def count_tasks(batch: Mapping[str, Any]) -> dict[int, int]:
-    """Samples of each task number in a collated batch."""
-    numbers, counts = torch.unique(batch[TASK_NUMBER], return_counts=True)
-    return dict(zip(numbers.tolist(), counts.tolist(), strict=True))

@@ -13,21 +13,15 @@ from kuavo_smolvla_ros.learning.adapters import add_adapter, restore_adapter
 from kuavo_smolvla_ros.learning.chance import key_of
 from kuavo_smolvla_ros.learning.checkpointing import STATE_FOLDER
 from kuavo_smolvla_ros.learning.drift import stage_statistics
+from kuavo_smolvla_ros.learning.predecessor import inherited_statistics
 from kuavo_smolvla_ros.learning.replay import ReplayDatasetManager
 from kuavo_smolvla_ros.learning.sources import Facts
 from kuavo_smolvla_ros.learning.stage import Stage, StageError
 from kuavo_smolvla_ros.policy.build import NETWORK_PREFIX, WEIGHTS_FILE, read_policy_weights
-from kuavo_smolvla_ros.policy.checkpoint import (
-    CHECKPOINT_FILE,
-    STATISTICS_FILE,
-    fetch_folder,
-    read_json,
-    read_statistics,
-)
+from kuavo_smolvla_ros.policy.checkpoint import fetch_folder
 from kuavo_smolvla_ros.policy.configuration_kuavo_smolvla import KuavoSmolVLAConfig
 from kuavo_smolvla_ros.policy.dimensions import Statistics
 from kuavo_smolvla_ros.policy.modeling_kuavo_smolvla import KuavoSmolVLAPolicy
-from kuavo_smolvla_ros.policy.plain_smolvla import read_config
 from kuavo_smolvla_ros.robot.spec import load_spec
 
 logger = logging.getLogger(__name__)
@@ -61,40 +55,6 @@ def robot_fingerprint(facts: Facts, robot: str | None) -> str | None:
     return spec.fingerprint
 
 
-def require_continuable(source: Path, config: KuavoSmolVLAConfig, facts: Facts) -> None:
-    """Fail unless a checkpoint of ours is of the robot at hand, or of the first part of its dimensions."""
-    stored = read_config(source)
-    if stored.plain:
-        return
-    theirs = stored.config
-    for what, before, now in (
-        ("state", theirs.state_names, facts.state_names),
-        ("action", theirs.action_names, facts.action_names),
-    ):
-        if list(now[: len(before)]) != list(before):
-            raise StageError(
-                f"the checkpoint {source} has the {what} {', '.join(before)}; the data must begin with "
-                f"the same, "
-                f"they have {', '.join(now)}"
-            )
-    if sorted(theirs.cameras) != sorted(facts.cameras):
-        raise StageError(
-            f"the checkpoint {source} has the cameras {', '.join(theirs.cameras)}, the data have "
-            f"{', '.join(facts.cameras)}"
-        )
-    same = (len(theirs.state_names), len(theirs.action_names)) == (
-        len(facts.state_names),
-        len(facts.action_names),
-    )
-    before = read_json(source / CHECKPOINT_FILE)["robot_fingerprint"]
-    if same and None not in (before, config.robot_fingerprint) and before != config.robot_fingerprint:
-        raise StageError(
-            f"the checkpoint {source} was made for the robot with fingerprint {before}, the data are from "
-            f"{config.robot_fingerprint}: units or rate differ; convert the data with the same robot "
-            f"description"
-        )
-
-
 def stage_config(
     stage: Stage, facts: Facts, device: str, robot: str | None, init_from: str | None = None
 ) -> KuavoSmolVLAConfig:
@@ -117,9 +77,7 @@ def begin_policy(
     config = stage_config(stage, manager.facts, device, robot, None if folder is None else str(folder))
     inherited: Statistics | None = None
     if folder is not None:
-        require_continuable(folder, config, manager.facts)
-        if (folder / STATISTICS_FILE).is_file():
-            inherited = read_statistics(folder)
+        inherited = inherited_statistics(folder, manager.facts, config.robot_fingerprint)
     statistics = stage_statistics(manager.sources, inherited, config.std_floor)
     torch.manual_seed(key_of("weights", stage.training.seed) % 2**63)
     policy = KuavoSmolVLAPolicy(config, statistics=statistics)

@@ -79,8 +79,6 @@ class Thought:
     chunk: ActionChunk | None
     seen: Decoded | None
     error: Exception | None
-    decode_s: float
-    infer_s: float
 
 
 @dataclass(frozen=True)
@@ -213,18 +211,15 @@ class Thinker:
     def _think(self, question: Question) -> Thought:
         started = time.monotonic()
         seen: Decoded | None = None
-        decoded = started
         try:
             ready = self._ready(question)
             seen = self._observer.decode(question.observation, {r: p.picture for r, p in ready.items()})
-            decoded = time.monotonic()
             chunk = self._chunk(question, seen, {role: p.number for role, p in ready.items()})
             self.used_ahead += len(ready)
         except Exception as error:  # handed over: the node reports it and publishes nothing
-            return Thought(question, None, seen, error, decoded - started, time.monotonic() - decoded)
-        ended = time.monotonic()
-        self.latencies_s.append(ended - started)
-        return Thought(question, chunk, seen, None, decoded - started, ended - decoded)
+            return Thought(question, None, seen, error)
+        self.latencies_s.append(time.monotonic() - started)
+        return Thought(question, chunk, seen, None)
 
     def _chunk(self, question: Question, seen: Decoded, encoded: Mapping[str, int]) -> ActionChunk:
         habits = self._habits

@@ -31,7 +31,6 @@ STATISTICS_FILE = "statistics.json"
 CHECKPOINT_FILE = "checkpoint.json"
 FORMAT = 1
 RECORDED_VERSIONS = ("kuavo_smolvla_ros", "lerobot", "torch", "transformers")
-SMALL_FILES = (CONFIG_FILE, STATISTICS_FILE, CHECKPOINT_FILE)
 
 
 class CheckpointError(UserError):

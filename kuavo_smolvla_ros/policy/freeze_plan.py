@@ -123,11 +123,6 @@ class FreezePlan:
         """The lowest vision layer that trains: nothing below it needs a gradient."""
         return self.unfrozen_layers[0] if self.unfrozen_layers else None
 
-    @property
-    def context_needs_gradient(self) -> bool:
-        """Whether anything that images and language pass through trains; the state token always may."""
-        return bool(self.trained_parts - {STATE_PROJ, ACTION_EXPERT, ACTION_HEADS})
-
     def trains(self, part: str, layer: int | None = None) -> bool:
         """Whether a part trains; for the vision layers one layer must be named."""
         if part == VISION_LAYERS:

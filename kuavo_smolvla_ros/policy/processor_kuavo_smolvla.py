@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from kuavo_smolvla_ros.policy.backbone import resolve_backbone
 from kuavo_smolvla_ros.policy.build import ensure_architecture
 from kuavo_smolvla_ros.policy.checkpoint import STATISTICS_FILE, fetch_folder, read_statistics
 from kuavo_smolvla_ros.policy.configuration_kuavo_smolvla import KuavoSmolVLAConfig
 from kuavo_smolvla_ros.policy.dimensions import Statistics, StatisticsError
-from kuavo_smolvla_ros.policy.language import InstructionTokenizer, check_instructions
 from kuavo_smolvla_ros.policy.lerobot_adapter import (
     POLICY_POSTPROCESSOR_DEFAULT_NAME,
     POLICY_PREPROCESSOR_DEFAULT_NAME,
@@ -49,14 +47,6 @@ def initial_statistics(
         return stored
     offered = Statistics.from_dataset(dataset_stats, config.widths, config.std_floor)
     return offered if stored is None else stored.extended_by(offered)
-
-
-def require_instructions_fit(config: KuavoSmolVLAConfig, further: Sequence[str] = ()) -> None:
-    """Fail on the first of the configuration's and the further instructions (paraphrases) that would not
-    fit.
-    """
-    tokenizer = InstructionTokenizer.from_folder(resolve_backbone(config.backbone, weights=False).path)
-    check_instructions(tokenizer, [*config.instructions, *further], config.tokenizer_max_length)
 
 
 def make_kuavo_smolvla_pre_post_processors(

@@ -23,8 +23,7 @@ from torch import Tensor, nn
 
 from kuavo_smolvla_ros.errors import UserError
 from kuavo_smolvla_ros.policy import products
-from kuavo_smolvla_ros.policy.dimensions import ACTION, STATE
-from kuavo_smolvla_ros.policy.images import PIXELS
+from kuavo_smolvla_ros.policy.dimensions import ACTION
 from kuavo_smolvla_ros.policy.language import TOKEN_MASK, TOKENS
 from kuavo_smolvla_ros.policy.modeling_kuavo_smolvla import ChunkRequest, KuavoSmolVLAPolicy
 from kuavo_smolvla_ros.policy.prefix import KeyValues
@@ -185,26 +184,6 @@ class Sampler:
         )
 
     # Stages
-
-    def warm_up(self) -> None:
-        """Build all that is built at first use, for pictures alone and together; the log says what."""
-        config, device = self.policy.config, self.device
-        width, height = config.image_size
-        cameras, length = len(config.cameras), config.tokenizer_max_length
-        batch = {
-            STATE: torch.zeros(1, config.widths[STATE], device=device),
-            TOKENS: torch.zeros(1, length, dtype=torch.long, device=device),
-            TOKEN_MASK: torch.ones(1, length, dtype=torch.bool, device=device),
-        }
-        pixels = torch.zeros(cameras, 3, height, width, device=device)
-        for what, run in (
-            ("vision of one camera", lambda: self.encode(pixels[:1])),
-            ("vision of all cameras", lambda: self.encode(pixels)),
-            ("chunk", lambda: self.chunk({**batch, PIXELS: pixels[None]}, seed=0)),
-        ):
-            started = time.monotonic()
-            run()
-            logger.info("warm-up, %s: %.2f s", what, time.monotonic() - started)
 
     @torch.inference_mode()
     def encode(self, pixels: Tensor, ids: Tensor | None = None) -> Tensor:

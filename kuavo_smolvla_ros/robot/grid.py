@@ -90,16 +90,6 @@ def uniform_grid(start_ns: int, end_ns: int, fps: float | Fraction) -> Stamps:
     return np.array([start_ns + i * period // ticks for i in range(last + 1)], dtype=np.int64)
 
 
-def common_span(streams: Mapping[str, Recorded], budgets: Mapping[str, Budget]) -> tuple[int, int]:
-    """(start, end): from when all streams have begun until the first one (but held values) ends."""
-    empty = [name for name, stream in streams.items() if not stream.stamps_ns.size]
-    if empty:
-        raise ValueError(f"no samples of {', '.join(empty)}")
-    lasts = [int(s.stamps_ns[-1]) for n, s in streams.items() if budgets[n].max_age_ns is not None]
-    firsts = [int(s.stamps_ns[0]) for s in streams.values()]
-    return max(firsts), min(lasts or [int(s.stamps_ns[-1]) for s in streams.values()])
-
-
 def find_gaps(stamps_ns: Stamps, max_gap_ns: int) -> list[Gap]:
     """Neighbours in rising stamps that are further apart than `max_gap_ns`."""
     at = np.flatnonzero(np.diff(stamps_ns) > max_gap_ns)

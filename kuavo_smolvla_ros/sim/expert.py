@@ -107,7 +107,6 @@ class Arm:
         self.side = side
         self.style = style
         self.closing = 0.0
-        self.residual_m = 0.0
         self._ik = ArmIK(side)
         self._ik.set_joints(joints)
         self._last_joints = self._ik.joints
@@ -127,7 +126,7 @@ class Arm:
         for that."""
         self._ik.set_joints(self._last_joints)
         self.target = pose
-        self.residual_m, _ = self._ik.solve(pose)
+        self._ik.solve(pose)
         dt = kuavo.POLICY_PERIOD_S
         allowed = np.minimum(JOINT_SPEED * dt, np.abs(self._last_step) + JOINT_ACCELERATION * dt**2)
         return bool(np.all(np.abs(self._ik.joints - self._last_joints) <= allowed))

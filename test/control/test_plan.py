@@ -247,15 +247,3 @@ def test_history_does_not_grow_without_end() -> None:
         plan = plan.splice(chunk(wave(now), now, sequence=k), now, LIMITS, BLEND)
     assert len(plan.times_ns) < 400
     assert np.all(np.diff(plan.times_ns) > 0)
-
-
-def test_the_rest_of_a_plan_is_held_and_never_zero() -> None:
-    values = wave(START) + np.array([1, 0, 0])
-    plan = plan_from_chunk(chunk(values), LIMITS)
-    rest = plan.remaining(START + 2500 * MS, 100 * MS, 10)
-    assert rest.known == 5
-    np.testing.assert_allclose(rest.values[:5], values[25:], atol=1e-12)
-    np.testing.assert_allclose(rest.values[5:], np.tile(values[-1], (5, 1)))
-    assert rest.times_ns.tolist() == [START + 2500 * MS + i * 100 * MS for i in range(10)]
-    assert plan.remaining(START + 9 * S, 100 * MS, 4).known == 0
-    assert plan.remaining(START, 100 * MS, 0).values.shape == (0, 3)

@@ -22,7 +22,6 @@ from kuavo_smolvla_ros.control.serial import (
     inputs_to_plain,
     restore,
     settings_from_plain,
-    snapshot,
     to_plain,
 )
 
@@ -42,7 +41,7 @@ def story(make_world: Callable[..., Any]) -> Callable[..., tuple[Any, list[Input
         step = world.executor.step
 
         def recording(now: Inputs) -> Any:
-            snapshots.append(snapshot(world.executor))
+            snapshots.append(to_plain(capture(world.executor)))
             taken.append(now)
             return step(now)
 
@@ -146,7 +145,7 @@ def test_a_memory_taken_in_the_control_loop_does_not_change_afterwards(world: An
 
 def test_a_restored_executor_needs_every_part_of_a_snapshot(world: Any) -> None:
     world.follow(0.1)
-    whole = through_json(snapshot(world.executor))
+    whole = through_json(to_plain(capture(world.executor)))
     for key in whole:
         with pytest.raises(KeyError, match=key):
             restore({k: v for k, v in whole.items() if k != key})

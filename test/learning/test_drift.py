@@ -178,16 +178,33 @@ class TestPredecessor:
 
     def test_hands_on_its_statistics(self, save: Callable[..., Path], make_source: MakeSource) -> None:
         source = make_source(1, mean=0.3, fingerprint="aaaa")
-        assert inherited_statistics(save(source), source.facts) == stage_statistics([source])
+        assert inherited_statistics(save(source), source.facts, "aaaa") == stage_statistics([source])
 
     def test_plain_smolvla_hands_on_none(self, tmp_path: Path, make_source: MakeSource) -> None:
         (tmp_path / "config.json").write_text("{}")
-        assert inherited_statistics(tmp_path, make_source(1).facts) is None
+        assert inherited_statistics(tmp_path, make_source(1).facts, None) is None
+
+    def test_weights_that_no_data_have_met_hand_on_none(
+        self, save: Callable[..., Path], make_source: MakeSource
+    ) -> None:
+        source = make_source(1)
+        folder = save(source)
+        (folder / "statistics.json").unlink()
+        assert inherited_statistics(folder, source.facts, None) is None
+
+    def test_the_given_robot_counts_where_the_data_name_none(
+        self, save: Callable[..., Path], make_source: MakeSource
+    ) -> None:
+        folder = save(make_source(1, fingerprint="aaaa"))
+        facts = make_source(1, fingerprint=None).facts
+        assert inherited_statistics(folder, facts, None) is not None
+        with pytest.raises(StageError, match="with fingerprint aaaa, the data was recorded on cccc"):
+            inherited_statistics(folder, facts, "cccc")
 
     def test_a_wider_robot_goes_on(self, save: Callable[..., Path], make_source: MakeSource) -> None:
         folder = save(make_source(1, fingerprint="arms"))
         facts = make_source(4, action_dim=20, fingerprint="mobile").facts
-        statistics = inherited_statistics(folder, facts)
+        statistics = inherited_statistics(folder, facts, "mobile")
         assert statistics is not None
         assert statistics["action"].width == 16
 
@@ -199,6 +216,7 @@ class TestPredecessor:
                 {"cameras": {"head_cam_h": (4, 6)}},
                 "trained with the cameras head_cam_h, wrist_cam_l, the data",
             ),
+            ({"action_dim": 15}, r"action\[15\] = joint_15, the data has nothing there"),
             (
                 {"state_names": ("elbow", *(f"joint_{i}" for i in range(1, 16)))},
                 r"observation\.state\[0\] = joint_0, the data has elbow",
@@ -209,8 +227,9 @@ class TestPredecessor:
         self, save: Callable[..., Path], make_source: MakeSource, facts: dict, message: str
     ) -> None:
         folder = save(make_source(1, fingerprint="aaaa"))
+        given = make_source(2, **{"fingerprint": "aaaa", **facts}).facts
         with pytest.raises(StageError, match=message) as raised:
-            inherited_statistics(folder, make_source(2, **{"fingerprint": "aaaa", **facts}).facts)
+            inherited_statistics(folder, given, given.fingerprint)
         assert "\n" not in str(raised.value)
 
     def test_tampered_statistics_are_refused(
@@ -221,7 +240,7 @@ class TestPredecessor:
         file = folder / "statistics.json"
         file.write_text(file.read_text().replace("0.0", "0.5", 1))
         with pytest.raises(CheckpointError, match="do not have the hash"):
-            inherited_statistics(folder, source.facts)
+            inherited_statistics(folder, source.facts, None)
 
 
 def test_real_numbers_survive_a_checkpoint_exactly(tmp_path: Path, make_source: MakeSource) -> None:

@@ -16,7 +16,6 @@ from kuavo_smolvla_ros.learning.metrics import (
     area_under_curve,
     average,
     backward_transfer,
-    forward_transfer,
     joint_gap,
     learning_speed,
     max_forgetting,
@@ -83,9 +82,6 @@ class TestByHand:
 
     def test_learning_speed_counts_the_first_of_equal_bests(self) -> None:
         assert learning_speed([0.8, 0.0, 0.8]) == pytest.approx(0.8)
-
-    def test_fwt(self) -> None:
-        assert forward_transfer([[0, 1], [0.5, 0.5], [0, 0]]) == pytest.approx((0.5 + 0.5 + 0) / 3)
 
     def test_auc(self) -> None:
         speeds = [0.6, 0.5, 0.4]

@@ -116,7 +116,6 @@ def test_everything_outside_the_layers_follows_by_rule(settings: dict, trained: 
     assert {part for part in RULES if part != VISION_LAYERS and plan.trains(part)} == trained - {
         VISION_LAYERS
     }
-    assert plan.context_needs_gradient == bool(trained - ALWAYS)
 
 
 @given(st.integers(1, 30), st.data())
@@ -303,7 +302,6 @@ def test_everything_frozen_leaves_only_extra_parts() -> None:
     assert not any(plan.trains(part, layer) for part in RULES for layer in range(12))
     assert plan.trains("delta_expert")
     assert not plan.trains("delta_scale")
-    assert not plan.context_needs_gradient
 
 
 def test_extra_parts_may_not_take_the_names_of_plain_ones() -> None:

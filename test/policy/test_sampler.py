@@ -111,15 +111,6 @@ class TestChunk:
         policy = make_policy(state, action)
         assert difference(Sampler(policy), policy, make_batch(policy, 1)) < TOLERANCE
 
-    def test_warm_up_says_what_it_does(self, make_policy, make_batch, caplog):
-        policy = make_policy()
-        sampler = Sampler(policy)
-        with caplog.at_level(logging.INFO):
-            sampler.warm_up()
-        told = [r.getMessage() for r in caplog.records if "warm-up" in r.getMessage()]
-        assert len(told) == 3
-        assert difference(sampler, policy, make_batch(policy, 1)) < TOLERANCE
-
     @pytest.mark.slow
     def test_compiled_stages_give_the_same(self, make_policy, make_batch, monkeypatch, tmp_path, caplog):
         monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))

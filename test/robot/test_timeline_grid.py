@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from kuavo_smolvla_ros.robot.grid import (
     Gap,
     Recorded,
-    common_span,
     find_gaps,
     sample_grid,
     uniform_grid,
@@ -57,21 +56,6 @@ def test_gaps_are_all_neighbours_too_far_apart(steps: list[int], limit: int) -> 
     stamps = np.cumsum([1, *steps], dtype=np.int64)
     pairs = zip(stamps[:-1].tolist(), stamps[1:].tolist(), strict=True)
     assert find_gaps(stamps, limit) == [Gap(a, b) for a, b in pairs if b - a > limit]
-
-
-def test_span_is_where_all_streams_are() -> None:
-    def series(*stamps: int) -> Recorded:
-        return Recorded(np.array(stamps, dtype=np.int64))
-
-    budgets = {"head": Budget(100), "arms": Budget(100), "command": Budget(None)}
-    streams = {"head": series(10, 90), "arms": series(5, 80), "command": series(20, 30)}
-    assert common_span(streams, budgets) == (
-        20,
-        80,
-    )  # a held value holds on; nothing is extrapolated past arms
-    assert common_span({"command": series(20, 30)}, budgets) == (20, 30)
-    with pytest.raises(ValueError, match="no samples of arms"):
-        common_span({**streams, "arms": series()}, budgets)
 
 
 @pytest.mark.parametrize(
