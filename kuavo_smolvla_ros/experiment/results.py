@@ -149,8 +149,9 @@ def _language(measured: Measured) -> Iterator[str]:
     if not any(any(told) for _, told in rows[1:]):
         return
     yield from ("", "## Told in other words", "")
-    yield "The last policy of the curriculum with replay, in the scene of each task. A policy that listens does"
-    yield "not do the scene's task when told another one: the lower the last row, the more the sentence decides."
+    yield "The last policy of the curriculum with replay, in the scene of each task. A policy that listens"
+    yield "does not do the scene's task when told another one: the lower the last row, the more the"
+    yield "sentence decides."
     yield from (
         "",
         "| success when told | task 1 | task 2 | task 3 | task 4 | together |",
