@@ -17,8 +17,10 @@ from kuavo_smolvla_ros.experiment.ways import TrainingSettings
 from kuavo_smolvla_ros.policy.checkpoint import read_json, write_json
 
 FIGURES = "results.json"
-HELD_OUT, OTHERS = "held_out", "others"
-"""Sentences for the same task that no training has seen, and the sentences of the other tasks."""
+HELD_OUT, OTHERS, OTHERS_HELD_OUT = "held_out", "others", "others_held_out"
+"""Sentences for the same task that no training has seen, the sentences of the other tasks, and sentences for
+these that no training has seen.
+"""
 
 Tally = Mapping[str, Any]
 Cell = tuple[str, int, int]

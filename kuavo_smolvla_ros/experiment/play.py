@@ -61,7 +61,10 @@ class Manner:
 
 @dataclass(frozen=True)
 class Played:
-    """How an episode went; `stops` are the executor's reasons to stop, `refused` counts refused chunks."""
+    """How an episode went; `stops` are the executor's reasons to stop, `refused` counts refused chunks.
+
+    `moved_rad` is how far any joint of the arms got from where it began.
+    """
 
     seed: int
     success: bool
@@ -70,6 +73,7 @@ class Played:
     chunks: int
     refused: int
     stops: tuple[str, ...]
+    moved_rad: float
 
 
 def play(
@@ -89,6 +93,8 @@ def play(
     mind = _Mind(spec, thinker, manner, sentence, sim.task.name, seed)
     executor = Executor(settings_for(spec, starvation_latches=False))
     limit_s = sim.task.time_limit_s if until_s is None else min(until_s, sim.task.time_limit_s)
+    arms = [place for place, name in enumerate(spec.state_names) if spec.joints[name].unit == "rad"]
+    began, moved_rad = sim.state()[arms], 0.0
     refused, period = 0, 0
     stops: list[str] = []
     while sim.time_s < limit_s - kuavo.CONTROL_PERIOD_S / 2 and not sim.score().success:
@@ -96,6 +102,7 @@ def play(
         now_ns = (period + 1) * PERIOD_NS
         mind.look(sim, now_ns)
         joints = JointSample(now_ns, now_ns, sim.state())
+        moved_rad = max(moved_rad, float(np.abs(joints.positions[arms] - began).max()))
         decision = executor.step(
             Inputs(now_ns, now_ns, joints, chunks=mind.arrived(now_ns), policy_heard_ns=now_ns)
         )
@@ -111,7 +118,14 @@ def play(
         period += 1
     score = sim.score()
     return Played(
-        seed, bool(score.success), float(score.total), sim.time_s, mind.sequence, refused, tuple(stops)
+        seed,
+        bool(score.success),
+        float(score.total),
+        sim.time_s,
+        mind.sequence,
+        refused,
+        tuple(stops),
+        moved_rad,
     )
 
 

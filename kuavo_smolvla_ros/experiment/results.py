@@ -8,7 +8,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from kuavo_smolvla_ros.experiment.measured import HELD_OUT, OTHERS, Cell, Conditions, Measured, Tally
+from kuavo_smolvla_ros.experiment.measured import (
+    HELD_OUT,
+    OTHERS,
+    OTHERS_HELD_OUT,
+    Cell,
+    Conditions,
+    Measured,
+    Tally,
+)
 from kuavo_smolvla_ros.experiment.ways import CURRICULUM
 from kuavo_smolvla_ros.learning import charts
 from kuavo_smolvla_ros.learning.metrics import average, max_forgetting, negative_backward_transfer
@@ -143,14 +151,20 @@ def _language(measured: Measured) -> Iterator[str]:
     """Success under other words for the task, and under the words of other tasks, by the scene."""
     rows = [
         ("the task's own sentence", [measured.cells.get((CURRICULUM, 3, task)) for task in TASKS]),
-        ("sentences held out of training", [measured.spoken.get((HELD_OUT, task)) for task in TASKS]),
-        ("sentences of other tasks", [measured.spoken.get((OTHERS, task)) for task in TASKS]),
+        *(
+            (title, [measured.spoken.get((what, task)) for task in TASKS])
+            for what, title in (
+                (HELD_OUT, "sentences held out of training"),
+                (OTHERS, "sentences of other tasks"),
+                (OTHERS_HELD_OUT, "sentences for other tasks, held out"),
+            )
+        ),
     ]
     if not any(any(told) for _, told in rows[1:]):
         return
     yield from ("", "## Told in other words", "")
     yield "The last policy of the curriculum with replay, in the scene of each task. A policy that listens"
-    yield "does not do the scene's task when told another one: the lower the last row, the more the"
+    yield "does not do the scene's task when told another one: the lower the last two rows, the more the"
     yield "sentence decides."
     yield from (
         "",
@@ -159,6 +173,16 @@ def _language(measured: Measured) -> Iterator[str]:
     )
     for title, told in rows:
         yield f"| {title} | {' | '.join(map(_cell, told))} | {_together(told)} |"
+    yield from ("", "How far the arms got: the joint that moved farthest from where it began, median of the")
+    yield from (
+        "episodes.",
+        "",
+        "| when told | task 1 | task 2 | task 3 | task 4 |",
+        "| --- |" + " --- |" * 4,
+    )
+    for title, told in rows:
+        moved = (f"{entry['median_moved_rad']:.2f} rad" if entry is not None else "" for entry in told)
+        yield f"| {title} | {' | '.join(moved)} |"
 
 
 def _together(told: Sequence[Tally | None]) -> str:

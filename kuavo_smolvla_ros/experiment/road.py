@@ -13,10 +13,25 @@ from typing import Any
 from tqdm import tqdm
 
 from kuavo_smolvla_ros.experiment.gather import Gathering, gather
-from kuavo_smolvla_ros.experiment.measured import HELD_OUT, OTHERS, Conditions, Measured, kept, machine
+from kuavo_smolvla_ros.experiment.measured import (
+    HELD_OUT,
+    OTHERS,
+    OTHERS_HELD_OUT,
+    Conditions,
+    Measured,
+    kept,
+    machine,
+)
 from kuavo_smolvla_ros.experiment.play import Manner
 from kuavo_smolvla_ros.experiment.seeing import SeeingSettings
-from kuavo_smolvla_ros.experiment.trials import Trial, TrialLog, TrialSettings, can_play, run_trials
+from kuavo_smolvla_ros.experiment.trials import (
+    Trial,
+    TrialLog,
+    TrialSettings,
+    can_play,
+    run_trials,
+    summary,
+)
 from kuavo_smolvla_ros.experiment.ways import (
     CURRICULUM,
     TASK_FILES,
@@ -29,7 +44,6 @@ from kuavo_smolvla_ros.experiment.ways import (
 from kuavo_smolvla_ros.learning.paraphrases import held_out_paraphrases
 from kuavo_smolvla_ros.learning.settings import RunSettings
 from kuavo_smolvla_ros.learning.stage import Curriculum
-from kuavo_smolvla_ros.learning.success import tally
 
 PARTS = ("gather", "see", "train", "play", "tell")
 TASKS = (1, 2, 3, 4)
@@ -37,10 +51,10 @@ TASKS = (1, 2, 3, 4)
 
 @dataclass(frozen=True)
 class Spoken:
-    """A sentence said in the scene of `task`; it means the task `meant`."""
+    """A sentence said in the scene of `task`, and what kind of sentence it is there."""
 
+    what: str
     task: int
-    meant: int
     sentence: str
 
 
@@ -185,15 +199,18 @@ class Experiment:
         last = self._checkpoint(CURRICULUM, len(TASKS) - 1) if CURRICULUM in self.ways else None
         if last is None:
             return
-        paraphrases = held_out_paraphrases()
         own = {stage.task.number: stage.task.instruction for stage in self._curriculum}
-        for task, file in zip(TASKS, TASK_FILES, strict=True):
-            share = -(-self.trials.episodes // len(paraphrases[file]))
-            for sentence in paraphrases[file]:
-                yield Spoken(task, task, sentence), Trial(str(last), task, sentence, share)
-            for other in TASKS:
-                if other != task:
-                    yield Spoken(task, other, own[other]), Trial(str(last), task, own[other], share)
+        held_out = {task: held_out_paraphrases()[file] for task, file in zip(TASKS, TASK_FILES, strict=True)}
+        for task in TASKS:
+            others = [other for other in TASKS if other != task]
+            for what, sentences in (
+                (HELD_OUT, held_out[task]),
+                (OTHERS, [own[other] for other in others]),
+                (OTHERS_HELD_OUT, [sentence for other in others for sentence in held_out[other]]),
+            ):
+                share = -(-self.trials.episodes // len(sentences))
+                for sentence in sentences:
+                    yield Spoken(what, task, sentence), Trial(str(last), task, sentence, share)
 
     def measured(self) -> Measured:
         """What was played whole here."""
@@ -203,14 +220,13 @@ class Experiment:
         for cell in self.cells():
             trial = self.trial_of(*cell)
             if trial is not None and not log.missing(trial):
-                cells[cell] = log.tally(trial) | on
+                cells[cell] = summary(log.episodes(trial)) | on
         spoken: dict[tuple[str, int], list[dict[str, Any]]] = {}
         for said, trial in self.spoken():
             if log.missing(trial):
                 return Measured(cells)
-            what = HELD_OUT if said.meant == said.task else OTHERS
-            spoken.setdefault((what, said.task), []).extend(log.episodes(trial))
-        return Measured(cells, {what: tally(episodes) | on for what, episodes in spoken.items()})
+            spoken.setdefault((said.what, said.task), []).extend(log.episodes(trial))
+        return Measured(cells, {said: summary(episodes) | on for said, episodes in spoken.items()})
 
     def tell(self) -> None:
         from kuavo_smolvla_ros.experiment.results import write_results

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from kuavo_smolvla_ros.experiment.gather import cameras
-from kuavo_smolvla_ros.experiment.play import Manner, play
+from kuavo_smolvla_ros.experiment.play import Manner, Played, play
 from kuavo_smolvla_ros.learning.success import tally
 from kuavo_smolvla_ros.policy.checkpoint import read_json
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from kuavo_smolvla_ros.policy.sampler import SamplerOptions
 
 LOG = "trials.jsonl"
+_KNOWN = {each.name for each in fields(Played)}  # of an episode; a row of an earlier version may lack some
 AT_A_TIME = 10
 """Episodes between two loads of a policy: so many may be lost by an interruption, per process."""
 
@@ -103,7 +105,7 @@ class TrialLog:
             self._rows = [row for line in lines if (row := _parsed(line)) and self._counts(row)]
 
     def _counts(self, row: dict[str, Any]) -> bool:
-        return bool(row["conditions"] == self._conditions)
+        return row["conditions"] == self._conditions and row["episode"].keys() == _KNOWN
 
     def _key(self, trial: Trial) -> dict[str, Any]:
         # A policy is named by its weights' time as well: another one may come to lie there.
@@ -133,15 +135,16 @@ class TrialLog:
             stream.write(json.dumps(row) + "\n")
         self._rows.append(json.loads(json.dumps(row)))
 
-    def tally(self, trial: Trial) -> dict[str, Any]:
-        """Successes, interval and score of the trial's episodes."""
-        episodes = self.episodes(trial)
-        return {
-            **tally(episodes),
-            "mean_time_s": sum(episode["time_s"] for episode in episodes) / len(episodes),
-            "refused": sum(episode["refused"] for episode in episodes),
-            "stopped": sum(bool(episode["stops"]) for episode in episodes),
-        }
+
+def summary(episodes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Successes with their interval, score, and how the arms fared."""
+    return {
+        **tally(episodes),
+        "mean_time_s": sum(episode["time_s"] for episode in episodes) / len(episodes),
+        "refused": sum(episode["refused"] for episode in episodes),
+        "stopped": sum(bool(episode["stops"]) for episode in episodes),
+        "median_moved_rad": median(episode["moved_rad"] for episode in episodes),
+    }
 
 
 def _parsed(line: str) -> dict[str, Any] | None:

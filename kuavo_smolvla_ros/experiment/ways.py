@@ -11,7 +11,13 @@ from kuavo_smolvla_ros.data.task_file import shipped_tasks
 from kuavo_smolvla_ros.experiment.wordings import SHARE, wordings
 from kuavo_smolvla_ros.learning.curriculum_run import reference_root, reference_stages
 from kuavo_smolvla_ros.learning.settings import RunSettings
-from kuavo_smolvla_ros.learning.stage import Curriculum, Initialisation, Stage, TaskData
+from kuavo_smolvla_ros.learning.stage import (
+    Curriculum,
+    Initialisation,
+    Stage,
+    TaskData,
+    holding_at_others,
+)
 from kuavo_smolvla_ros.learning.stage_config import read_request
 
 CURRICULUM = "curriculum"
@@ -50,6 +56,8 @@ class TrainingSettings:
     unfrozen: tuple[int, ...] = (2, 1, 1, 1)
     """Upper vision layers that train, of the tiny backbone's four, by stage."""
     ema: float = 0.998
+    hold_share: float = 0.15
+    """Of the samples: told a sentence of another task, whatever the scene, the arms stay where they are."""
     seed: int = 0
 
 
@@ -94,11 +102,18 @@ def curriculum_of(
         rate = settings.lr * (stage.optimizer.lr / LR_OF_TASK_FILES) ** settings.fall
         optimizer = replace(stage.optimizer, lr=rate, vision_lr=rate * settings.vision_lr_share)
         init = Initialisation("path", str(base)) if number == 0 else stage.init
-        tasks = tuple(_in_many_words(task) for task in stage.tasks)
-        stages.append(replace(stage, tasks=tasks, optimizer=optimizer, init=init))
+        stages.append(replace(stage, optimizer=optimizer, init=init))
         run = request.run
     assert run is not None
-    return tuple(stages), run
+    # From the first stage on a task's samples carry the sentences of all others, those to come as well.
+    told = [
+        replace(_in_many_words(stage.task), hold_share=settings.hold_share, hold_sentences=())
+        for stage in stages
+    ]
+    listening = {task.name: task for task in holding_at_others(told)}
+    return tuple(
+        replace(stage, tasks=tuple(listening[name] for name in stage.task_names)) for stage in stages
+    ), run
 
 
 def _in_many_words(task: TaskData) -> TaskData:

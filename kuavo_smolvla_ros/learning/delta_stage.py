@@ -83,7 +83,10 @@ def delta_stage(base: Stage, given: Mapping[str, Any]) -> Stage:
         base,
         name=f"{base.name}_delta",
         # Sentences are the instructions, since what the base says of a frame is kept for one sentence.
-        tasks=tuple(replace(task, paraphrases=(), paraphrase_share=0.0) for task in base.tasks),
+        tasks=tuple(
+            replace(task, paraphrases=(), paraphrase_share=0.0, hold_share=0.0, hold_sentences=())
+            for task in base.tasks
+        ),
         init=Initialisation("task", base.name) if source is None else Initialisation("path", str(source)),
         optimizer=replace(base.optimizer, **optimizer, vision_lr=optimizer["lr"]),
         schedule=Schedule(**given["schedule"]),

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch.utils.data import Dataset, default_collate
 
+from kuavo_smolvla_ros.learning.holding import hold
 from kuavo_smolvla_ros.learning.replay import ReplayDatasetManager
 from kuavo_smolvla_ros.learning.sampler import Draw
 from kuavo_smolvla_ros.learning.sources import ACTION, IMAGES, STATE, DataError, TaskSource, widest
@@ -121,11 +122,13 @@ class MixedDataset(Dataset[dict[str, Any]]):
                     f"{key} of frame {draw.frame} of {task.name} is {sample[key].shape[-1]} wide, its data "
                     f"set says {width}"
                 )
+        chosen = {key: _compact(sample[key]) if key.startswith(IMAGES) else sample[key] for key in keys}
+        own = len(task.sentences)
+        if draw.sentence >= own:
+            chosen = hold(chosen, source.facts, task.name)
         return {
-            **self._standing(
-                {key: _compact(sample[key]) if key.startswith(IMAGES) else sample[key] for key in keys}
-            ),
-            "task": task.sentences[draw.sentence],
+            **self._standing(chosen),
+            "task": (*task.sentences, *task.hold_sentences)[draw.sentence],
             TASK_NUMBER: task.number,
             FRAME: draw.frame,
         }

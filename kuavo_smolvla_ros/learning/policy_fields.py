@@ -50,7 +50,9 @@ def build_policy_config(stage: Stage, fields: dict[str, Any]) -> KuavoSmolVLACon
             "scheduler_warmup_steps": schedule.warmup_steps,
             "scheduler_decay_steps": schedule.decay_steps,
             "scheduler_decay_lr": schedule.decay_lr,
-            "instructions": [sentence for task in stage.tasks for sentence in task.sentences],
+            "instructions": list(
+                dict.fromkeys(s for task in stage.tasks for s in (*task.sentences, *task.hold_sentences))
+            ),
             "tasks": {task.name: list(task.sentences) for task in stage.tasks},
             **fields,
         }

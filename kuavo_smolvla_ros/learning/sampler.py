@@ -25,7 +25,10 @@ _PERMUTATIONS = 64  # kept in memory: two passes of each task at a time, with ro
 
 
 class Draw(NamedTuple):
-    """One place in a batch: which task, which of its frames, which of its sentences (0: the instruction)."""
+    """One place in a batch: which task, which of its frames, which of its sentences (0: the instruction).
+
+    Behind the task's own sentences are numbered those at which the robot holds.
+    """
 
     task: int
     frame: int
@@ -49,6 +52,8 @@ class Pool:
     frames: NDArray[np.int64]
     sentences: int = 1
     paraphrase_share: float = 0.0
+    hold_sentences: int = 0
+    hold_share: float = 0.0
 
 
 class BatchPlan:
@@ -67,7 +72,14 @@ class BatchPlan:
     def of_stage(cls, stage: Stage, frames: Sequence[NDArray[np.int64]]) -> BatchPlan:
         """The plan for a stage, given each of its tasks' training frames."""
         pools = [
-            Pool(task.name, own, len(task.sentences), task.paraphrase_share)
+            Pool(
+                task.name,
+                own,
+                len(task.sentences),
+                task.paraphrase_share,
+                len(task.hold_sentences),
+                task.hold_share,
+            )
             for task, own in zip(stage.tasks, frames, strict=True)
         ]
         return cls(pools, Quotas(stage.shares, stage.training.effective_batch_size), stage.training.seed)
@@ -104,11 +116,15 @@ class BatchPlan:
         frames = np.concatenate(
             [self._order(task, int(p))[places[passes == p]] for p in range(passes[0], passes[-1] + 1)]
         )
-        chance = uniform(key_of("sentence", self.seed, pool.name), numbers)
         sentences = np.zeros(count, np.int64)
-        if pool.sentences > 1 and pool.paraphrase_share:
-            other = 1 + np.floor(chance / pool.paraphrase_share * (pool.sentences - 1)).astype(np.int64)
-            sentences = np.where(chance < pool.paraphrase_share, np.minimum(other, pool.sentences - 1), 0)
+        for kind, share, first_of_kind, many in (
+            ("sentence", pool.paraphrase_share, 1, pool.sentences - 1),
+            ("hold", pool.hold_share, pool.sentences, pool.hold_sentences),
+        ):
+            if share and many:
+                chance = uniform(key_of(kind, self.seed, pool.name), numbers)
+                which = np.minimum(np.floor(chance / share * many).astype(np.int64), many - 1)
+                sentences = np.where(chance < share, first_of_kind + which, sentences)
         return [Draw(task, f, s) for f, s in zip(frames.tolist(), sentences.tolist(), strict=True)]
 
     def exposure(self, step: int) -> dict[str, Exposure]:

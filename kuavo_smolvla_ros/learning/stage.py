@@ -42,13 +42,15 @@ class TaskData:
     split_seed: int = 0
     paraphrases: tuple[str, ...] = ()
     paraphrase_share: float = 0.0  # of the samples
+    hold_share: float = 0.0  # of the samples: told one of the sentences below, which mean something else
+    hold_sentences: tuple[str, ...] = ()  # told one of these, the robot stays where it is
 
     def __post_init__(self) -> None:
         if not self.name or "/" in self.name:
             raise StageError(f"task.name is {self.name!r}; it names a folder, so it must be a plain word")
-        for sentence in (self.instruction, *self.paraphrases):
+        for sentence in (*self.sentences, *self.hold_sentences):
             if not sentence.strip():
-                raise StageError(f"{self.name} has an empty instruction or paraphrase")
+                raise StageError(f"{self.name} has an empty instruction, paraphrase or hold sentence")
         if not self.datasets:
             raise StageError(f"{self.name} names no data set: set task.datasets to a list of folders")
         if len(set(self.datasets)) != len(self.datasets):
@@ -59,6 +61,15 @@ class TaskData:
             )
         if not 0 <= self.paraphrase_share <= 1:
             raise StageError(f"task.paraphrase_share of {self.name} is {self.paraphrase_share}; give 0 to 1")
+        if not 0 <= self.hold_share < 1:
+            raise StageError(
+                f"task.hold_share of {self.name} is {self.hold_share}; give a share of 0 or more and below 1"
+            )
+        for sentence in self.hold_sentences:
+            if sentence in self.sentences:
+                raise StageError(
+                    f"{self.name} is done and held at the same sentence: {sentence!r}; take it out of one"
+                )
 
     @property
     def sentences(self) -> tuple[str, ...]:
@@ -254,6 +265,12 @@ class Stage:
             raise StageError(
                 f"replay.buffer_frames of {self.name} is {self.buffer_frames}; give 1 or more, or null"
             )
+        for task in self.tasks:
+            if task.hold_share and not task.hold_sentences:
+                raise StageError(
+                    f"{task.name} has a hold_share of {task.hold_share:g}, but {self.name} has no other task "
+                    "whose sentences it could be told: give task.hold_sentences, or task.hold_share=0"
+                )
 
     @property
     def task(self) -> TaskData:
@@ -272,10 +289,13 @@ class Stage:
         """Sixteen hex digits: two stages with the same hash do the same with the same data.
 
         Where data lies is left out, so that it can be moved; what it holds is told by the data's own digest.
+        So are sentences that are never said.
         """
         content = asdict(self)
         for task in content["tasks"]:
             del task["datasets"]
+            if not task["hold_share"]:
+                del task["hold_share"], task["hold_sentences"]
         text = json.dumps(content, sort_keys=True, separators=(",", ":"), default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -317,6 +337,20 @@ def check_shares(shares: dict[str, Fraction], owner: str) -> None:
     if total != 1:
         listed = ", ".join(f"{name} {float(share):g}" for name, share in shares.items())
         raise StageError(f"the replay shares of {owner} sum to {float(total):g} instead of 1 ({listed})")
+
+
+def holding_at_others(tasks: Sequence[TaskData]) -> tuple[TaskData, ...]:
+    """The tasks; where the robot is to hold at other sentences, those of the other tasks are among them."""
+    return tuple(
+        replace(task, hold_sentences=tuple(dict.fromkeys((*task.hold_sentences, *_others(task, tasks)))))
+        if task.hold_share
+        else task
+        for task in tasks
+    )
+
+
+def _others(task: TaskData, tasks: Sequence[TaskData]) -> tuple[str, ...]:
+    return tuple(sentence for other in tasks if other.name != task.name for sentence in other.sentences)
 
 
 def without_replay(stage: Stage) -> Stage:

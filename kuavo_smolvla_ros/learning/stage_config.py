@@ -41,6 +41,7 @@ from kuavo_smolvla_ros.learning.stage import (
     Training,
     Validation,
     check_curriculum,
+    holding_at_others,
 )
 from kuavo_smolvla_ros.paths import config_dir
 
@@ -205,7 +206,7 @@ def _one_line(fault: Exception) -> str:
 
 def _stage(given: Mapping[str, Any], earlier: Sequence[Stage]) -> Stage:
     task = _decode(TaskData, given["task"], "task")
-    tasks = (*(stage.task for stage in earlier), task)
+    tasks = holding_at_others([*(stage.task for stage in earlier), task])
     adapter = given["adapter"]
     return Stage(
         name=task.name,

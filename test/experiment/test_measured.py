@@ -16,6 +16,7 @@ from kuavo_smolvla_ros.experiment.measured import (
     FIGURES,
     HELD_OUT,
     OTHERS,
+    OTHERS_HELD_OUT,
     Conditions,
     Measured,
     kept,
@@ -32,7 +33,7 @@ TASKS = st.integers(1, 4)
 MEASURED = st.builds(
     Measured,
     st.dictionaries(st.tuples(st.sampled_from(WAYS), st.integers(0, 3), TASKS), TALLIES),
-    st.dictionaries(st.tuples(st.sampled_from([HELD_OUT, OTHERS]), TASKS), TALLIES),
+    st.dictionaries(st.tuples(st.sampled_from([HELD_OUT, OTHERS, OTHERS_HELD_OUT]), TASKS), TALLIES),
 )
 
 

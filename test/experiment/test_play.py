@@ -58,6 +58,7 @@ def test_who_knows_the_way_succeeds_however_late_chunks_arrive(bottles: Simulati
     played = play(bottles, load_spec("kuavo_sim"), thinker, 3, Manner(latency_s=latency_s))
     assert played.success
     assert played.score >= 90.0
+    assert 0.5 < played.moved_rad < 4.0
     assert played.stops == ()
 
 
@@ -118,6 +119,7 @@ def test_a_leap_is_refused_and_the_arms_stay(bottles: Simulation) -> None:
     played = play(bottles, load_spec("kuavo_sim"), Leaps(), 3, Manner(), until_s=1.5)
     assert played.refused == played.chunks > 0
     assert not played.success
+    assert played.moved_rad < 0.05
     np.testing.assert_allclose(bottles.state(), before, atol=0.05)
 
 

@@ -6,7 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kuavo_smolvla_ros.experiment.measured import HELD_OUT, OTHERS, Conditions, Measured, kept
+from kuavo_smolvla_ros.experiment.measured import (
+    HELD_OUT,
+    OTHERS,
+    OTHERS_HELD_OUT,
+    Conditions,
+    Measured,
+    kept,
+)
 from kuavo_smolvla_ros.experiment.results import (
     _cell,
     _ends,
@@ -30,6 +37,7 @@ def told(successes: int, trials: int = 50) -> dict[str, Any]:
         "trials": trials,
         "success": successes / trials,
         "interval_95": [interval.low, interval.high],
+        "median_moved_rad": successes / 100,
         "machine": "a machine",
     }
 
@@ -118,18 +126,24 @@ def test_without_a_matrix_there_are_no_figures(given: dict[tuple[str, int, int],
 def test_other_words_are_told_beside_the_tasks_own() -> None:
     spoken = {(HELD_OUT, task): told(count, 52) for task, count in enumerate((49, 39, 52, 52), 1)}
     spoken |= {(OTHERS, task): told(0, 39) for task in (1, 2, 3, 4)}
+    spoken |= {(OTHERS_HELD_OUT, task): told(6, 60) for task in (1, 2, 3, 4)}
     lines = list(_language(Measured(KEPT, spoken)))
-    own, held_out, others = lines[-3:]
+    own, held_out, others, others_held_out = [line for line in lines if line.endswith("% |")]
     assert own.startswith("| the task's own sentence | 86% [74%, 93%] |")
     assert held_out.endswith("| 92.3% |")
     assert others.endswith("| 0.0% |")
+    assert others_held_out.endswith("| 10.0% |")
+    moved = lines[-4:]
+    assert moved[0] == "| the task's own sentence | 0.43 rad | 0.41 rad | 0.40 rad | 0.45 rad |"
+    assert moved[2] == "| sentences of other tasks | 0.00 rad | 0.00 rad | 0.00 rad | 0.00 rad |"
 
 
 def test_what_was_not_said_is_not_told() -> None:
     assert list(_language(Measured(KEPT))) == []
     some = Measured({}, {(HELD_OUT, 1): told(5)})
-    own, held_out, others = list(_language(some))[-3:]
-    assert [line.split("|")[-2].strip() for line in (own, held_out, others)] == ["not measured"] * 3
+    lines = list(_language(some))
+    assert sum(line.endswith("| not measured |") for line in lines) == 4
+    assert "| sentences held out of training | 0.05 rad |  |  |  |" in lines
 
 
 def test_a_page_names_each_machine_once_and_keeps_its_figures(tmp_path: Path) -> None:

@@ -1,12 +1,20 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from kuavo_smolvla_ros.experiment.measured import Conditions, Measured, kept
+from kuavo_smolvla_ros.experiment.measured import (
+    HELD_OUT,
+    OTHERS,
+    OTHERS_HELD_OUT,
+    Conditions,
+    Measured,
+    kept,
+)
 from kuavo_smolvla_ros.experiment.play import Manner
 from kuavo_smolvla_ros.experiment.road import TASKS, Experiment
 from kuavo_smolvla_ros.experiment.seeing import SeeingSettings
@@ -82,6 +90,10 @@ def test_the_whole_road_in_small_goes_on_where_it_was(tmp_path: Path) -> None:
     road.play()
     log = TrialLog(tmp_path, road.trials)
     assert all(not log.missing(trial) for _, trial in road.spoken())
+    said = Counter((spoken.what, spoken.task) for spoken, _ in road.spoken())
+    assert said == {
+        (what, t): n for t in TASKS for what, n in ((HELD_OUT, 4), (OTHERS, 3), (OTHERS_HELD_OUT, 12))
+    }
     lines = (tmp_path / "trials.jsonl").read_text().splitlines()
     road.play()
     assert (tmp_path / "trials.jsonl").read_text().splitlines() == lines

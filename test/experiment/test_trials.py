@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from kuavo_smolvla_ros.experiment.play import Manner
-from kuavo_smolvla_ros.experiment.trials import LOG, Trial, TrialLog, TrialSettings
+from kuavo_smolvla_ros.experiment.trials import LOG, Trial, TrialLog, TrialSettings, summary
 
 
 def checkpoint(folder: Path, name: str = "best") -> str:
@@ -25,6 +25,7 @@ def episode(seed: int, success: bool = True, **more: Any) -> dict[str, Any]:
         "chunks": 25,
         "refused": 1,
         "stops": [],
+        "moved_rad": 0.5,
         **more,
     }
 
@@ -48,14 +49,26 @@ def test_a_tally_counts_with_an_interval(tmp_path: Path, settings: TrialSettings
     trial = Trial(checkpoint(tmp_path), 1)
     log = TrialLog(tmp_path, settings)
     for seed, success in zip(range(10, 14), (True, True, True, False), strict=True):
-        log.add(trial, episode(seed, success, stops=[] if success else ["starved"]))
-    told = log.tally(trial)
+        stops = [] if success else ["starved"]
+        log.add(trial, episode(seed, success, stops=stops, moved_rad=seed / 10))
+    told = summary(log.episodes(trial))
     assert (told["successes"], told["trials"]) == (3, 4)
     low, high = told["interval_95"]
     assert low < 0.75 < high
     assert told["mean_score"] == pytest.approx(85.0)
     assert told["refused"] == 4
     assert told["stopped"] == 1
+    assert told["median_moved_rad"] == pytest.approx(1.15)
+
+
+def test_an_episode_that_lacks_what_is_told_today_is_played_anew(
+    tmp_path: Path, settings: TrialSettings
+) -> None:
+    trial = Trial(checkpoint(tmp_path), 1)
+    earlier = {name: value for name, value in episode(10).items() if name != "moved_rad"}
+    TrialLog(tmp_path, settings).add(trial, earlier)
+    TrialLog(tmp_path, settings).add(trial, episode(11))
+    assert TrialLog(tmp_path, settings).missing(trial) == [10, 12, 13]
 
 
 def test_more_episodes_keep_those_there_are(tmp_path: Path, settings: TrialSettings) -> None:

@@ -15,6 +15,7 @@ from kuavo_smolvla_ros.experiment.ways import (
     root_of,
     stages_of,
 )
+from kuavo_smolvla_ros.learning.paraphrases import held_out_paraphrases
 from kuavo_smolvla_ros.learning.stage import Curriculum, check_curriculum
 from kuavo_smolvla_ros.learning.stage_config import read_request
 
@@ -90,6 +91,26 @@ def test_without_replay_a_task_is_seen_as_often_as_with_it(tmp_path: Path, way: 
     settings = TrainingSettings(steps=(10, 20, 30, 40), shares=shares)
     stages, _ = curriculum_of(settings, tmp_path / "seeing", tmp_path, "cpu")
     assert [stage.training.max_steps for stage in stages_of(way, stages)] == [10, 16, 15, 16]
+
+
+def test_every_stage_hears_the_other_tasks_sentences_and_none_that_is_held_out(
+    curriculum: Curriculum,
+) -> None:
+    held_out = {sentence for sentences in held_out_paraphrases().values() for sentence in sentences}
+    own = {stage.name: set(stage.task.sentences) for stage in curriculum}
+    for way in WAYS:
+        for stage in stages_of(way, curriculum):
+            for task in stage.tasks:
+                others = set().union(*(said for name, said in own.items() if name != task.name))
+                assert set(task.hold_sentences) == others
+                assert task.hold_share == TrainingSettings().hold_share > 0
+                assert not held_out & {*task.sentences, *task.hold_sentences}
+
+
+def test_without_holding_no_sentence_is_told_but_the_tasks_own(tmp_path: Path) -> None:
+    settings = TrainingSettings(steps=(4,) * 4, hold_share=0.0)
+    stages, _ = curriculum_of(settings, tmp_path / "seeing", tmp_path, "cpu")
+    assert {task.hold_sentences for stage in stages for task in stage.tasks} == {()}
 
 
 def test_every_way_has_a_place_of_its_own(tmp_path: Path) -> None:

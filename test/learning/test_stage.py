@@ -101,7 +101,7 @@ def test_decimal_shares_mean_what_is_written(make_stage: MakeStage) -> None:
     ("fields", "message"),
     [
         ({"instruction": "  "}, "empty instruction"),
-        ({"paraphrases": ("ok", "")}, "empty instruction or paraphrase"),
+        ({"paraphrases": ("ok", "")}, "empty instruction, paraphrase or hold sentence"),
         ({"name": "a/b"}, "names a folder"),
         ({"datasets": ()}, "names no data set"),
         ({"datasets": ("x", "x")}, "names a data set twice"),
