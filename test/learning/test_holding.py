@@ -69,7 +69,7 @@ class TestHold:
         "unknown", [{"units": {}}, {"state_names": ("a", "b", "c")}], ids=["units", "names"]
     )
     def test_a_robot_of_which_no_joint_is_known_is_named(self, unknown: dict[str, Any]) -> None:
-        with pytest.raises(DataError, match="task7 does not say which joints are angles.*hold_share=0"):
+        with pytest.raises(DataError, match=r"task7 does not say which joints are angles.*hold_share=0"):
             hold(sample(), facts(**unknown), "task7")
 
 
@@ -95,7 +95,7 @@ class TestSentences:
     def test_with_nothing_to_be_told_it_says_what_to_give(
         self, make_stage: Callable[..., Stage], make_task: Callable[..., TaskData]
     ) -> None:
-        with pytest.raises(StageError, match="task1 has a hold_share of 0.2.*give task.hold_sentences"):
+        with pytest.raises(StageError, match=r"task1 has a hold_share of 0\.2.*give task.hold_sentences"):
             make_stage("1", tasks=(make_task(1, hold_share=0.2),))
 
     @pytest.mark.parametrize(
