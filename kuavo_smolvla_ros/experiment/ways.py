@@ -31,7 +31,7 @@ LR_OF_TASK_FILES = 5e-5
 class TrainingSettings:
     """How long and how fast; what is not here is as in config/policy."""
 
-    steps: tuple[int, ...] = (6000, 8000, 12000, 20000)
+    steps: tuple[int, ...] = (6000, 12000, 12000, 20000)
     """Of each stage. References see each new task as often as its stage with replay does: a stage without
     replay and a task alone get its share of the steps, joint training these of all tasks together.
     """

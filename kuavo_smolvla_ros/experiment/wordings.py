@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from kuavo_smolvla_ros.learning.paraphrases import held_out_paraphrases
 
-COUNT = 150
+COUNT = 600
 SHARE = 0.7
 """Of the samples, how many carry one of these in the place of the task's own sentence."""
 
