@@ -123,12 +123,15 @@ class MixedDataset(Dataset[dict[str, Any]]):
                     f"set says {width}"
                 )
         chosen = {key: _compact(sample[key]) if key.startswith(IMAGES) else sample[key] for key in keys}
-        own = len(task.sentences)
-        if draw.sentence >= own:
+        own = task.sentences
+        if draw.sentence < len(own):
+            sentence = own[draw.sentence]
+        else:
+            sentence = task.hold_sentences[draw.sentence - len(own)]
             chosen = hold(chosen, source.facts, task.name)
         return {
             **self._standing(chosen),
-            "task": (*task.sentences, *task.hold_sentences)[draw.sentence],
+            "task": sentence,
             TASK_NUMBER: task.number,
             FRAME: draw.frame,
         }

@@ -65,8 +65,9 @@ class TaskData:
             raise StageError(
                 f"task.hold_share of {self.name} is {self.hold_share}; give a share of 0 or more and below 1"
             )
+        own = set(self.sentences)
         for sentence in self.hold_sentences:
-            if sentence in self.sentences:
+            if sentence in own:
                 raise StageError(
                     f"{self.name} is done and held at the same sentence: {sentence!r}; take it out of one"
                 )
